@@ -1,0 +1,175 @@
+"""Everything a user may change: the settings of a run, and the tables of hyperparameters."""
+
+import os
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+
+class UserError(Exception):
+    """A mistake the user can mend; `main.py` prints its text as one line and exits with status 2."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of a run. Edit the defaults here, or override them on the command line."""
+
+    dataset: tuple[str, ...] = ("OptDigits",)
+    """OptDigits, Digit, Fashion, CIFAR10, CIFAR100, or the name of your own image folder under --data-root"""
+    tasks: tuple[str, ...] = ("random10", "class0")
+    """what to forget: random<percent>, class<k> (several: class0,3)"""
+    methods: tuple[str, ...] = ("Retrain", "CaMU")
+    """unlearning methods: Retrain, CaMU"""
+    seeds: tuple[int, ...] = (0,)
+    """each seed draws its own forget set, method randomness and Retrain"""
+    data_root: str = "data"
+    """where the data sets are looked for, and downloaded to"""
+    results_dir: str = "runs"
+    """where the finished cells go: <results-dir>/cells/<dataset>/<task>/<method>/seed<k>.json"""
+    checkpoints_dir: str = "checkpoints"
+    """where the pre-unlearning models (and, with --save-models, the unlearned ones) are kept"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    threads: int = 0
+    """CPU threads a cell computes with; 0: all cores. One and two threads differ in the last bits"""
+    batch_size: int = 32
+    """samples (for CaMU: tuples) a training step; the paper's 32"""
+    image_size: int | None = None
+    """side of the images ResNet-18 sees, in pixels; by default 224 for CIFAR, 64 for own data"""
+    pretrain_epochs: int | None = None
+    """epochs of pretraining; by default the data set's row of TRAINING"""
+    retrain_epochs: int | None = None
+    """epochs of Retrain; by default the data set's row of TRAINING"""
+    override: tuple[str, ...] = ()
+    """hyperparameters to use instead of the table's, each METHOD.NAME=VALUE, such as CaMU.lr_ce=1e-4"""
+    save_models: bool = False
+    """keep every unlearned model under <checkpoints-dir>/unlearned/"""
+    overwrite: bool = False
+    """redo finished cells that were made with another configuration"""
+    quiet: bool = False
+    """no progress bars"""
+
+
+CNN_DATASETS = ("OptDigits", "Digit", "Fashion")
+RESNET_DATASETS = ("CIFAR10", "CIFAR100")
+DATASETS = CNN_DATASETS + RESNET_DATASETS
+
+# The rows of HYPERPARAMETERS and TRAINING are shared by the data sets of a family.
+FAMILIES = {"OptDigits": "OptDigits", "Digit": "MNIST", "Fashion": "MNIST", "CIFAR10": "CIFAR", "CIFAR100": "CIFAR"}
+
+# Section A.2.4 of the paper; OptDigits and own data are not in the paper.
+TRAINING = {
+    "OptDigits": {"pretrain_epochs": 15, "retrain_epochs": 15, "lr": 1e-3},
+    "MNIST": {"pretrain_epochs": 10, "retrain_epochs": 20, "lr": 1e-3},
+    "CIFAR": {"pretrain_epochs": 20, "retrain_epochs": 40, "lr": 5e-5},
+    "own CNN": {"pretrain_epochs": 15, "retrain_epochs": 15, "lr": 1e-3},
+    "own ResNet-18": {"pretrain_epochs": 30, "retrain_epochs": 30, "lr": 5e-4},
+}
+
+ANY = "any"
+FEW = 0.01  # a forget set under this fraction of the training samples uses the "few" row
+
+# HYPERPARAMETERS[method][family or data set, kind of task]; ANY stands for those without a row of their own, None for
+# the data set's value in TRAINING. The MNIST and CIFAR rows of CaMU are the published ones; its `repeats` is how often
+# D_f is repeated in the joint dataset.
+HYPERPARAMETERS = {
+    "Retrain": {(ANY, ANY): {"epochs": None, "lr": None}},
+    "CaMU": {
+        ("MNIST", "random"): {"epochs": 10, "lr_ce": 5e-4, "lr_kl": 4e-4, "repeats": 1},
+        ("MNIST", "class"): {"epochs": 2, "lr_ce": 1e-3, "lr_kl": 4e-4, "repeats": 1},
+        ("CIFAR", "random"): {"epochs": 10, "lr_ce": 1e-4, "lr_kl": 1e-5, "repeats": 1},
+        ("CIFAR", "class"): {"epochs": 2, "lr_ce": 5e-5, "lr_kl": 1e-5, "repeats": 1},
+        ("CIFAR100", "class"): {"epochs": 2, "lr_ce": 5e-5, "lr_kl": 1e-5, "repeats": 10},
+        ("OptDigits", "random"): {"epochs": 10, "lr_ce": 5e-4, "lr_kl": 4e-4, "repeats": 4},
+        ("OptDigits", "class"): {"epochs": 2, "lr_ce": 1e-3, "lr_kl": 4e-4, "repeats": 20},
+        (ANY, "random"): {"epochs": 10, "lr_ce": 1e-4, "lr_kl": 1e-4, "repeats": 4},
+        (ANY, "class"): {"epochs": 2, "lr_ce": 5e-4, "lr_kl": 1e-4, "repeats": 20},
+        (ANY, "few"): {"epochs": 2, "lr_ce": 5e-5, "lr_kl": 5e-5, "repeats": 100},
+    },
+}
+
+
+def training_row(dataset, model, pretrain_epochs=None, retrain_epochs=None):
+    """The row of TRAINING that applies to a data set and its model, with the user's epochs where given."""
+    row = dict(TRAINING[FAMILIES.get(dataset, f"own {model}")])
+    row["pretrain_epochs"] = pretrain_epochs or row["pretrain_epochs"]
+    row["retrain_epochs"] = retrain_epochs or row["retrain_epochs"]
+    return row
+
+
+def hyperparameters(method, dataset, kind, training, overrides=()):
+    """The row of HYPERPARAMETERS that applies, with the user's overrides.
+
+    Parameters
+    ----------
+    method, dataset : str
+        Names as in the configuration; a data set that is not built in counts as own data.
+    kind : str
+        "random", "class" or "few" (see `data.Split.kind`).
+    training : dict
+        From `training_row`: stands in where the row says None.
+    overrides : sequence of str
+        ``METHOD.NAME=VALUE`` each; those of other methods are ignored.
+
+    Returns
+    -------
+    dict
+        Name to number.
+
+    Raises
+    ------
+    UserError
+        An override is not written so, or names no hyperparameter of the method.
+    """
+    table = HYPERPARAMETERS[method]
+    family = FAMILIES.get(dataset, "own")
+    places = [(dataset, kind), (family, kind), (ANY, kind), (ANY, ANY)]
+    row = dict(next(table[place] for place in places if place in table))
+    defaults = {"epochs": training["retrain_epochs"], "lr": training["lr"]}
+    row = {name: defaults[name] if value is None else value for name, value in row.items()}
+    for text in overrides:
+        target, name, value = parse_override(text)
+        if target == method:
+            if name not in row:
+                raise UserError(f"--override {text}: {method} has no {name!r}, only {', '.join(row)}")
+            row[name] = value
+    return row
+
+
+def parse_override(text):
+    """Split ``METHOD.NAME=VALUE`` into the two names and the number."""
+    target, _, value = text.partition("=")
+    method, _, name = target.partition(".")
+    try:
+        number = int(value) if value.lstrip("-").isdigit() else float(value)
+    except ValueError:
+        raise UserError(f"--override {text}: {value!r} is no number; write METHOD.NAME=VALUE")
+    if method not in HYPERPARAMETERS:
+        raise UserError(f"--override {text}: no method {method!r}, only {', '.join(HYPERPARAMETERS)}")
+    return method, name, number
+
+
+def settings(row, *, seed, batch_size=32, progress=False, partial=None, prepared=None):
+    """What every method is called with besides the model and the split: these values as attributes.
+
+    Parameters
+    ----------
+    row : dict
+        The method's hyperparameters.
+    seed : int
+        The source of all of the method's randomness.
+    batch_size : int
+        Samples a step.
+    progress : bool
+        Show a bar.
+    partial : Path, optional
+        Where a long training keeps its state, to continue after an interruption.
+    prepared : optional
+        What the method's preparation step returned.
+    """
+    return SimpleNamespace(
+        seed=seed, batch_size=batch_size, progress=progress, partial=partial, prepared=prepared, **row
+    )
+
+
+def threads_per_cell(config):
+    return config.threads or len(os.sched_getaffinity(0))

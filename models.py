@@ -1,0 +1,78 @@
+"""The two models of the paper. Both return (logits, representation): what g . h and what h put out."""
+
+import torch
+from torch import nn
+from torchvision.models import resnet18
+
+
+class CNN(nn.Module):
+    """Two convolutions and three linear layers (section A.2.4), for 1x28x28 images.
+
+    The representation is the 256-dimensional output of the first linear layer. Pooling comes before the ReLU: the
+    two commute, and a quarter of the entries are left for the ReLU.
+    """
+
+    def __init__(self, classes):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 16, 5, padding=2), nn.MaxPool2d(2), nn.ReLU(),
+            nn.Conv2d(16, 32, 5, padding=2), nn.MaxPool2d(2), nn.ReLU(),
+            nn.Flatten(), nn.Linear(1568, 256),
+        )  # fmt: skip
+        self.head = nn.Sequential(nn.Linear(256, 128), nn.Linear(128, classes))
+
+    def forward(self, x):
+        representation = self.features(x)
+        return self.head(representation), representation
+
+
+class ResNet18(nn.Module):
+    """torchvision's ResNet-18 without pre-trained weights; the representation is its 512-d pooled feature."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.features = resnet18(weights=None)
+        self.features.fc = nn.Identity()
+        self.head = nn.Linear(512, classes)
+
+    def forward(self, x):
+        representation = self.features(x)
+        return self.head(representation), representation
+
+
+MODELS = {"CNN": CNN, "ResNet-18": ResNet18}
+
+
+def build(name, classes, seed, device="cpu"):
+    """A model with fresh weights, drawn from `seed` alone.
+
+    Parameters
+    ----------
+    name : str
+        "CNN" or "ResNet-18".
+    classes : int
+    seed : int
+    device : str or torch.device
+
+    Returns
+    -------
+    nn.Module
+        In the channels-last layout, in which convolutions of 32 images run faster, on CPUs most of all.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MODELS[name](classes)
+    return model.to(device, memory_format=torch.channels_last)
+
+
+def restore(name, classes, state, device="cpu"):
+    """A model with the weights of a state dict, in evaluation mode."""
+    model = build(name, classes, seed=0, device=device)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def load(path, device="cpu"):
+    """An unlearned model from the file that ``--save-models`` wrote, in evaluation mode."""
+    stored = torch.load(path, weights_only=True, map_location="cpu")
+    return restore(stored["model"], stored["classes"], stored["state"], device)

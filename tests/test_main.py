@@ -1,0 +1,212 @@
+import json
+import os
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+import experiment
+import main
+import models
+from config import Config, UserError, hyperparameters, parse_override, training_row
+from data import load, parse_task
+from experiment import Cell, cell_path, differences, load_or_set_aside, read_json
+from metrics import METRICS
+from test_data import write_tree
+
+QUICK = ("--pretrain-epochs", "1", "--retrain-epochs", "1", "--quiet")
+
+
+def records(folder):
+    return {path.relative_to(folder): json.loads(path.read_text()) for path in sorted(folder.rglob("seed*.json"))}
+
+
+def test_default_run(run_main, tmp_path):
+    """`python main.py` as committed: no download, a table a task, a JSON file a cell."""
+    done = run_main()
+    assert done.returncode == 0, done.stderr
+    found = records(tmp_path / "results")
+    assert len(found) == 2 * len(Config.methods)
+    for record in found.values():
+        names = METRICS["class" if record["task"] == "class0" else "random"]
+        assert list(record["metrics"]) == list(names)
+        assert all(0 <= value <= 100 for value in record["metrics"].values())
+        assert record["time_s"] > 0 and record.keys() >= {"dataset", "task", "method", "seed", "config", "versions"}
+        assert record["versions"].keys() == {"python", "torch", "device"}
+    forgotten = found[cell_path(Config(), Cell("OptDigits", parse_task("class0"), "CaMU", 0)).relative_to("runs")]
+    assert forgotten["metrics"]["A_f"] == 0 and forgotten["metrics"]["A_ts_r"] > 95  # A_f of f_o is 100
+    assert re.search(r"pre-unlearning model, accuracy \d+\.\d\d %", done.stdout)
+    for text in ("OptDigits, random10", "OptDigits, class0", "A_ts_f", "gap", "time_s", f"{tmp_path}/results/cells"):
+        assert text in done.stdout
+    assert "it/s" not in done.stderr  # no bars where there is no terminal
+
+
+def test_finished_cells_are_reused_and_others_refused(small_config, capsys, monkeypatch):
+    config = replace(small_config, tasks=("class0",), methods=("Retrain",))
+    main.main(config)
+    path = cell_path(config, Cell("OptDigits", parse_task("class0"), "Retrain", 0))
+    before = path.read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr("main.run_cell", lambda *_: pytest.fail("run again"))
+        main.main(replace(config, seeds=(0, 0)))
+        with pytest.raises(UserError, match=r"batch_size: 32 -> 64.*--overwrite"):
+            main.main(replace(config, batch_size=64))
+    assert path.read_text() == before
+    main.main(replace(config, batch_size=64, overwrite=True))
+    assert json.loads(path.read_text())["config"]["batch_size"] == 64
+    assert "OptDigits, class0 (1 seed" in capsys.readouterr().out
+
+
+def test_numbers_do_not_depend_on_what_ran_before(small_config, tmp_path):
+    alone = replace(small_config, tasks=("random10",), methods=("CaMU",), results_dir=str(tmp_path / "alone"))
+    main.main(replace(small_config, seeds=(1, 0)))
+    main.main(alone)
+    (place, record), *rest = records(tmp_path / "alone").items()
+    assert not rest
+    assert record["metrics"] == records(tmp_path / "results")[place]["metrics"]
+
+
+def test_saved_model_predicts_as_it_was_evaluated(small_config, tmp_path):
+    config = replace(small_config, tasks=("class0",), save_models=True)
+    main.main(config)
+    dataset = load("OptDigits", "")
+    for place, record in records(tmp_path / "results").items():
+        path = tmp_path / "checkpoints/unlearned" / place.relative_to("cells").with_suffix(".pt")
+        model = models.load(path)
+        predicted = model(dataset.test.batch(torch.arange(360)))[0].argmax(1)
+        found = 100 * (predicted == dataset.test.labels).double().mean().item()
+        assert found == pytest.approx(record["metrics"]["A_ts"])
+
+
+def test_own_data_run_end_to_end(run_main, tmp_path):
+    write_tree(tmp_path / "photos", per_class=12, sizes=((30, 20), (40, 40)))
+    own = ("--dataset", "Own", "--data-root", tmp_path / "photos", "--image-size", "32", *QUICK)
+    done = run_main(*own, "--tasks", "random20", "class1")
+    assert done.returncode == 0, done.stderr
+    assert "Own: 36 training and 36 test images, 3 classes; model ResNet-18 at 32x32" in done.stdout
+    assert len(records(tmp_path / "results")) == 4
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--dataset", "Nowhere"), "no data set 'Nowhere'"),
+        (("--methods", "Magic"), "no method 'Magic'; choose from Retrain"),
+        (("--tasks", "random0"), "0 % is not between 0 and 100"),
+        (("--tasks", "random100"), "100 % is not between 0 and 100"),
+        (("--tasks", "everything"), "task 'everything' is unknown"),
+        (("--tasks", "class12"), "no class 12; its classes are 0 to 9"),
+        (("--seeds",), "--seeds is empty"),
+        (("--tasks",), "--tasks is empty"),
+        (("--device", "tpu"), "--device tpu: must be auto, cpu or cuda"),
+        (("--batch-size", "0"), "--batch-size 0: must be at least 1"),
+        (("--override", "CaMU.lr=1"), "CaMU has no 'lr', only epochs"),
+        (("--override", "Magic.lr=1"), "no method 'Magic'"),
+        (("--override", "CaMU.lr_ce=fast"), "'fast' is no number"),
+        (("--results-dir", "/proc/nothing"), "/proc/nothing cannot be written to"),
+    ],
+)
+def test_bad_input_ends_in_one_line(run_main, arguments, message):
+    done = run_main(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert message in done.stderr and "accuracy" not in done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_cuda_asked_for_in_vain(run_main):
+    done = run_main("--device", "cuda")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "no CUDA device" in done.stderr
+
+
+def test_full_or_unwritable_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("pathlib.Path.write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(UserError, match="cannot be written to: No space left"):
+        experiment.check_writable(tmp_path)
+
+
+def test_help_explains_every_field(run_main):
+    text = run_main("--help").stdout
+    for name in Config.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in text
+
+
+def test_damaged_cell_is_set_aside(tmp_path, capsys):
+    path = tmp_path / "seed0.json"
+    path.write_text('{"metrics": ')
+    assert load_or_set_aside(path, read_json) is None
+    assert (tmp_path / "seed0.json.damaged").exists() and "is damaged" in capsys.readouterr().out
+
+
+def test_differences_name_the_inner_entries():
+    old = {"seed": 0, "hyperparameters": {"lr": 1, "epochs": 2}}
+    assert differences(old, {"seed": 0, "hyperparameters": {"lr": 3, "epochs": 2}}) == ["lr: 1 -> 3"]
+
+
+def test_hyperparameter_rows():
+    mnist = training_row("Digit", "CNN")
+    assert hyperparameters("CaMU", "Digit", "class", mnist)["epochs"] == 2
+    assert hyperparameters("CaMU", "CIFAR100", "class", training_row("CIFAR100", "ResNet-18"))["repeats"] == 10
+    assert hyperparameters("CaMU", "CIFAR10", "class", training_row("CIFAR10", "ResNet-18"))["repeats"] == 1
+    assert hyperparameters("Retrain", "Digit", "random", mnist) == {"epochs": 20, "lr": 1e-3}
+    assert hyperparameters("CaMU", "Digit", "class", mnist, ("CaMU.lr_ce=1e-4",))["lr_ce"] == 1e-4
+    assert parse_override("CaMU.epochs=3") == ("CaMU", "epochs", 3)
+
+
+def test_interrupted_training_continues_bit_for_bit(tmp_path, toy_split, monkeypatch):
+    from conftest import same_weights
+    from data import generator
+    from training import train
+
+    def run(epochs_until_kill=None, partial=None):
+        model = models.build("CNN", 4, seed=0)
+
+        def after(epoch):
+            if epoch == epochs_until_kill:
+                raise KeyboardInterrupt
+
+        rest = {"epochs": 4, "lr": 1e-3, "batch_size": 32, "rng": generator("resume"), "partial": partial}
+        train(model, toy_split.train, toy_split.remain, **rest, after=after)
+        return model
+
+    monkeypatch.setattr("training.SAVE_EVERY_S", 0)
+    partial = tmp_path / "partial.pt"
+    with pytest.raises(KeyboardInterrupt):
+        run(epochs_until_kill=3, partial=partial)
+    assert torch.load(partial, weights_only=True)["epoch"] == 2
+    assert same_weights(run(partial=partial), run())
+    assert not partial.exists()
+
+
+@pytest.mark.slow
+def test_digit(real_data, run_main, tmp_path):
+    """The path of the paper's main data set, at a fraction of its epochs."""
+    quick = ("--pretrain-epochs", "1", "--methods", "CaMU", "--tasks", "class0", "--quiet")
+    done = run_main("--dataset", "Digit", "--data-root", real_data, *quick)
+    assert done.returncode == 0, done.stderr
+    (record,) = records(tmp_path / "results").values()
+    assert record["metrics"]["A_f"] <= 0.1 and record["metrics"]["A_ts_r"] > 97
+
+
+@pytest.mark.slow
+def test_cifar(real_data, run_main, tmp_path):
+    """A few hundred real CIFAR-10 images through ResNet-18 and the 224-pixel transforms."""
+    from PIL import Image
+
+    for part, count in (("train", 40), ("test", 20)):
+        strips = sorted((real_data / "strips/cifar10" / part).glob("*-00.webp"))[:3]
+        if not strips:
+            pytest.skip("needs CIFAR-10")
+        for strip in strips:
+            folder = tmp_path / "root/CIFAR10" / part / strip.stem
+            folder.mkdir(parents=True)
+            image = Image.open(strip).convert("RGB")
+            for i in range(count):
+                image.crop((0, 32 * i, 32, 32 * i + 32)).save(folder / f"{i}.png")
+    arguments = ("--dataset", "CIFAR10", "--data-root", tmp_path / "root", "--tasks", "random10", *QUICK)
+    done = run_main(*arguments, env={"OMP_NUM_THREADS": str(os.cpu_count())})
+    assert done.returncode == 0, done.stderr
+    assert "model ResNet-18 at 224x224" in done.stdout
+    for record in records(tmp_path / "results").values():
+        assert record["metrics"].keys() >= {"A_r", "A_f", "A_ts", "MIA", "A_r_clean", "A_f_clean"}

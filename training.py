@@ -1,0 +1,84 @@
+"""The one supervised training loop: pretraining, Retrain, SISA's shards, fine-tuning and relearning."""
+
+import time
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from data import load_or_set_aside, load_tensors, save_atomically, shuffled_batches
+
+WEIGHT_DECAY = 1e-4
+SAVE_EVERY_S = 60  # a training is saved for continuing after the first epoch that ends this long after the last save
+
+
+def adam(model, lr):
+    """The paper's optimiser: Adam with weight decay 1e-4."""
+    return torch.optim.Adam(model.parameters(), lr=lr, weight_decay=WEIGHT_DECAY, fused=True)
+
+
+def take_step(optimizer, loss):
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def train(model, images, index, *, epochs, lr, batch_size, rng, partial=None, progress=False, label="", after=None):
+    """Minimise the cross-entropy with Adam, in place.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Forward gives (logits, representation).
+    images : Images
+    index : LongTensor
+        The samples to train on, positions in `images`.
+    epochs, lr, batch_size : int, float, int
+    rng : torch.Generator
+        On the CPU; shuffles and augments.
+    partial : Path, optional
+        Where a long training saves its state at the end of an epoch; a training that finds it continues from there,
+        bit for bit. Removed when the training ends.
+    progress : bool
+        Show a bar (on a terminal).
+    label : str
+        Its text.
+    after : callable, optional
+        Called as ``after(epoch)``, counting from 1, at the end of every epoch.
+
+    Returns
+    -------
+    float
+        Wall seconds, those before an interruption included, saving excluded.
+    """
+    optimizer = adam(model, lr)
+    first, seconds = 1, 0.0
+    stored = load_or_set_aside(partial, load_tensors) if partial else None
+    if stored is not None:
+        model.load_state_dict(stored["model"])
+        optimizer.load_state_dict(stored["optimizer"])
+        rng.set_state(stored["rng"])
+        first, seconds = stored["epoch"] + 1, stored["seconds"]
+    model.train()
+    started = saved = time.perf_counter()
+    with tqdm(total=epochs, initial=first - 1, desc=label, unit="epoch", disable=None if progress else True) as bar:
+        for epoch in range(first, epochs + 1):
+            for _, x, y in shuffled_batches(images, index, batch_size, rng):
+                take_step(optimizer, F.cross_entropy(model(x)[0], y))
+            if after is not None:
+                after(epoch)
+                model.train()
+            bar.update()
+            now = time.perf_counter()
+            if partial is not None and epoch < epochs and now - saved > SAVE_EVERY_S:
+                seconds += now - started
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": rng.get_state()}
+                state |= {"epoch": epoch, "seconds": seconds}
+                save_atomically(partial, lambda file: torch.save(state, file))
+                started = saved = time.perf_counter()
+    if images.device.type == "cuda":
+        torch.cuda.synchronize(images.device)
+    if partial is not None:
+        partial.unlink(missing_ok=True)
+    model.eval()
+    return seconds + time.perf_counter() - started
