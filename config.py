@@ -30,7 +30,9 @@ class Config:
     device: str = "auto"
     """auto, cpu or cuda"""
     threads: int = 0
-    """CPU threads a cell computes with; 0: all cores. One and two threads differ in the last bits"""
+    """CPU threads a cell computes with; 0: an equal share of the cores. One and two threads differ in the last bits"""
+    jobs: int = 1
+    """cells computed at a time, each with its own threads"""
     batch_size: int = 32
     """samples (for CaMU: tuples) a training step; the paper's 32"""
     image_size: int | None = None
@@ -172,4 +174,5 @@ def settings(row, *, seed, batch_size=32, progress=False, partial=None, prepared
 
 
 def threads_per_cell(config):
-    return config.threads or len(os.sched_getaffinity(0))
+    """--threads, or an equal share of the cores this process may use."""
+    return config.threads or max(1, len(os.sched_getaffinity(0)) // config.jobs)

@@ -141,9 +141,11 @@ def shuffled_batches(images, index, batch_size, rng):
     crops = images.draw_crops(len(index), rng)
     for start, rows in zip(range(0, len(index), batch_size), order.split(batch_size)):
         chosen = index[rows]
-        yield rows, images.batch(chosen, None if crops is None else crops[start : start + batch_size]), images.labels[
-            chosen
-        ]
+        yield (
+            rows,
+            images.batch(chosen, None if crops is None else crops[start : start + batch_size]),
+            images.labels[chosen],
+        )
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,9 @@ class Dataset:
         """A digest of all pixels, labels and the way they reach the model."""
         digest = hashlib.sha256()
         for part in (self.train, self.test):
-            digest.update(repr((self.model, part.side, part.normalise, part.augment, tuple(part.pixels.shape))).encode())
+            digest.update(
+                repr((self.model, part.side, part.normalise, part.augment, tuple(part.pixels.shape))).encode()
+            )
             digest.update(part.pixels.cpu().numpy().data)
             digest.update(part.labels.cpu().numpy().data)
         return digest.hexdigest()[:16]

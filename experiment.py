@@ -153,7 +153,7 @@ def cpu_state(model):
     return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
 
 
-def run_cell(cell, spec, dataset, f_o_state, partial=None, progress=False):
+def run_cell(cell, spec, dataset, f_o_state, partial=None, progress=False, jobs=1):
     """Unlearn and evaluate: a pure function of its arguments (times aside).
 
     Parameters
@@ -168,6 +168,8 @@ def run_cell(cell, spec, dataset, f_o_state, partial=None, progress=False):
     partial : Path, optional
         Where a long training keeps its state.
     progress : bool
+    jobs : int
+        How many cells are computed at a time, for the record: times are only comparable under the same conditions.
 
     Returns
     -------
@@ -200,6 +202,7 @@ def run_cell(cell, spec, dataset, f_o_state, partial=None, progress=False):
         "metrics": evaluate(model, dataset, split, cell.seed, spec["threads"]),
         "time_s": seconds,
         "config": spec,
+        "conditions": {"device": device_name(spec["device"]), "threads": spec["threads"], "jobs": jobs},
         "versions": versions(spec["device"]),
     }
     return record, cpu_state(model)
@@ -207,12 +210,13 @@ def run_cell(cell, spec, dataset, f_o_state, partial=None, progress=False):
 
 def versions(device):
     """What the numbers were made with."""
-    name = torch.cuda.get_device_name() if device == "cuda" else processor_name()
-    return {"python": platform.python_version(), "torch": torch.__version__, "device": name}
+    return {"python": platform.python_version(), "torch": torch.__version__, "device": device_name(device)}
 
 
-def processor_name():
-    """The processor's name as Linux gives it, else the architecture's."""
+def device_name(device):
+    """The GPU's name, or the processor's as Linux gives it, else its architecture."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -294,5 +298,3 @@ def check_writable(folder):
         probe.unlink()
     except OSError as error:
         raise UserError(f"{folder} cannot be written to: {error.strerror}")
-
-

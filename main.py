@@ -49,7 +49,7 @@ def check(config):
     for method in config.methods:
         if method not in METHODS:
             raise UserError(f"no method {method!r}; choose from {', '.join(METHODS)}")
-    for name in ("batch_size", "image_size", "pretrain_epochs", "retrain_epochs"):
+    for name in ("jobs", "batch_size", "image_size", "pretrain_epochs", "retrain_epochs"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")

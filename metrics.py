@@ -26,10 +26,7 @@ def predict(model, images, crops=None):
     chunk = 1000 if images.side is None else 125
     index = torch.arange(len(images), device=images.device)
     return torch.cat(
-        [
-            model(images.batch(rows, None if crops is None else crops[rows]))[0].softmax(1)
-            for rows in index.split(chunk)
-        ]
+        [model(images.batch(rows, None if crops is None else crops[rows]))[0].softmax(1) for rows in index.split(chunk)]
     )
 
 
