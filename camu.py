@@ -10,10 +10,9 @@ import copy
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 from data import counterfactuals, generator, joint_dataset
-from training import adam, take_step
+from training import adam, epoch_bar, take_step
 
 
 def representation_loss(log_p_r, z_r, log_p_c, z_f):
@@ -113,8 +112,7 @@ def unlearn(f_o, split, settings, monitor=None):
 
     kl_optimizer, ce_optimizer = adam(f_u, settings.lr_kl), adam(f_u, settings.lr_ce)
     rng = generator(settings.seed, "CaMU")
-    bar = tqdm(range(1, settings.epochs + 1), "CaMU", unit="epoch", disable=None if settings.progress else True)
-    for epoch in bar:
+    for epoch in epoch_bar("CaMU", settings):
         order = torch.randperm(len(joint), generator=rng).to(images.device)
         crops = images.draw_crops(len(joint), rng)  # x_r is augmented afresh every epoch
         for rows in order.split(settings.batch_size):

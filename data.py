@@ -72,16 +72,22 @@ class Images:
 
         With `crops`, (B, 5) as `draw_crops` gives them, through the training transform; else the test transform.
         """
+        x = self.unit(index)
+        return self.standardise(x if crops is None else crop_and_flip(x, crops))
+
+    def unit(self, index):
+        """The samples `index` at the model's size, before normalisation: [0, 1] where they are stored as uint8."""
         x = self.pixels.index_select(0, index)
         if x.dtype == torch.uint8:
             x = x.to(torch.float32).div_(255)
         if self.side and x.shape[-1] != self.side:
             x = F.interpolate(x, size=(self.side, self.side), mode="bilinear")
-        if crops is not None:
-            x = crop_and_flip(x, crops)
-        return self.standardise(x) if self.normalise else x
+        return x
 
     def standardise(self, x):
+        """Subtract ImageNet's mean and divide by its standard deviation, where the model expects that."""
+        if not self.normalise:
+            return x
         mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
         return (x - mean) / std
 
@@ -141,11 +147,14 @@ def shuffled_batches(images, index, batch_size, rng):
     crops = images.draw_crops(len(index), rng)
     for start, rows in zip(range(0, len(index), batch_size), order.split(batch_size)):
         chosen = index[rows]
-        yield (
-            rows,
-            images.batch(chosen, None if crops is None else crops[start : start + batch_size]),
-            images.labels[chosen],
-        )
+        batch_crops = None if crops is None else crops[start : start + batch_size]
+        yield rows, images.batch(chosen, batch_crops), images.labels[chosen]
+
+
+def cycled_batches(images, index, batch_size, rng):
+    """`shuffled_batches` without end, a new shuffle each time round."""
+    while True:
+        yield from shuffled_batches(images, index, batch_size, rng)
 
 
 @dataclass(frozen=True)
@@ -315,7 +324,7 @@ def _image_folder(name, tree, image_size, progress):
 
 
 def _cached_pixels(name, tree, listings, image_size, progress):
-    """The tree's images as {"train": uint8 (N, C, H, W), "test": ...}, from the cache beside it where that is current."""
+    """The images as {"train": uint8 (N, C, H, W), "test": ...}, from the cache beside the tree if current."""
     digest = hashlib.sha256(repr((image_size, torchvision.__version__)).encode())
     for listing in listings.values():
         for path, _ in listing.samples:
@@ -328,7 +337,7 @@ def _cached_pixels(name, tree, listings, image_size, progress):
         return {part: stored[part] for part in ("train", "test")}
     tensors = _decode(name, listings, image_size, progress)
     try:
-        save_atomically(cache, lambda file: torch.save({"state": state, **tensors}, file))
+        save_tensors(cache, {"state": state, **tensors})
     except OSError:
         print(f"{name}: decoded images are not cached, {cache.parent} cannot be written", flush=True)
     return tensors
@@ -386,6 +395,11 @@ def save_atomically(path, write):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_tensors(path, values):
+    """Write tensors and plain values with `save_atomically`."""
+    save_atomically(path, lambda file: torch.save(values, file))
 
 
 def load_tensors(path):

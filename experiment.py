@@ -1,17 +1,20 @@
-"""Cells: what determines their numbers, computing them, and keeping what was computed."""
+"""Cells: what determines their numbers, computing them, keeping what was computed, and running many at a time."""
 
 import hashlib
 import json
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import joblib
 import torch
+from tqdm import tqdm
 
 import models
 from baselines import METHODS
-from config import UserError, hyperparameters, settings, threads_per_cell, training_row
+from config import ABLATION, UserError, hyperparameters, settings, threads_per_cell, training_row
 from data import (
     Task,
     derive_seed,
@@ -24,21 +27,32 @@ from data import (
 from metrics import accuracy, evaluate, predict
 from training import train
 
-PRETRAINING_SEED = 0  # one pre-unlearning model per data set, shared by every method, task and seed
+PRETRAINING_SEED = 0  # one pre-unlearning model (and one set of SISA shards) per data set, for every task and seed
+RELEARN_EPOCHS = 10
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One result: a data set, a task, a method and a seed."""
+    """One result: a data set, a task, a method and a seed, in the tree of its study.
+
+    The trees are "cells" (the plain run), "ablation", "relearn" and "efficiency".
+    """
 
     dataset: str
     task: Task
     method: str
     seed: int
+    tree: str = "cells"
 
     @property
     def place(self):
         return Path(self.dataset, self.task.name, self.method, f"seed{self.seed}")
+
+    def path(self, config):
+        return Path(config.results_dir) / self.tree / self.place.with_suffix(".json")
+
+    def model_path(self, config):
+        return Path(config.checkpoints_dir) / "unlearned" / self.place.with_suffix(".pt")
 
 
 def resolve_device(text):
@@ -57,7 +71,7 @@ def resolve_device(text):
 
 
 def use_machine(spec):
-    """Make torch compute as a cell's configuration says: the same bits on the same machine every time."""
+    """Make torch compute as a specification says: the same bits on the same machine every time."""
     torch.set_num_threads(spec["threads"])
     if spec["device"] == "cuda":
         torch.backends.cudnn.deterministic = True
@@ -66,11 +80,10 @@ def use_machine(spec):
 
 def machine_spec(config):
     device = resolve_device(config.device)
-    precision = "float32" if device == "cpu" else "float32 with TF32 convolutions"
     return {
         "device": device,
         "threads": threads_per_cell(config),
-        "precision": precision,
+        "precision": "float32" if device == "cpu" else "float32 with TF32 convolutions",
         "batch_size": config.batch_size,
     }
 
@@ -87,6 +100,11 @@ def pretrained_spec(dataset, fingerprint, config):
     }
 
 
+def shards_spec(spec, row):
+    """All that determines SISA's shards: the pre-unlearning model's, with SISA's own hyperparameters."""
+    return {**spec, **row}
+
+
 def cell_spec(cell, dataset, split, pretrained, config):
     """All that determines a cell's numbers: two cells with the same specification are the same cell.
 
@@ -100,16 +118,19 @@ def cell_spec(cell, dataset, split, pretrained, config):
     config : Config
     """
     training = training_row(dataset.name, dataset.model, config.pretrain_epochs, config.retrain_epochs)
-    return {
+    method = "CaMU" if cell.method in ABLATION else cell.method
+    row = hyperparameters(method, dataset.name, split.kind, training, config.override)
+    spec = {
         "data": pretrained["data"],
         "pretrained": key(pretrained),
         "task": cell.task.name,
         "forget_set": hashlib.sha256(split.forget.cpu().numpy().data).hexdigest()[:16],
-        "method": cell.method,
-        "hyperparameters": hyperparameters(cell.method, dataset.name, split.kind, training, config.override),
+        "method": method,
+        "hyperparameters": row | ABLATION.get(cell.method, {}),
         "seed": cell.seed,
         **machine_spec(config),
     }
+    return spec | {"relearn": {"epochs": RELEARN_EPOCHS, "lr": training["lr"]}} if cell.tree == "relearn" else spec
 
 
 def key(spec):
@@ -146,14 +167,19 @@ def pretrain(dataset, spec, partial=None, progress=False):
         part: accuracy(predict(model, images), images.labels)
         for part, images in (("train", dataset.train), ("test", dataset.test))
     }
-    return {"state": cpu_state(model), "accuracy": found}
+    return {"state": models.cpu_state(model), "accuracy": found}
 
 
-def cpu_state(model):
-    return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+def prepare_shard(shard, method, row, spec, dataset, partial=None, progress=False):
+    """Run one part of a method's preparation step, before any forget request; see `baselines.sisa`."""
+    use_machine(spec)
+    dataset = dataset.to(spec["device"])
+    chosen = settings(row, seed=PRETRAINING_SEED, batch_size=spec["batch_size"], partial=partial, progress=progress)
+    classes = len(dataset.classes)
+    return {"states": METHODS[method].prepare_shard(shard, dataset.train, dataset.model, classes, chosen)}
 
 
-def run_cell(cell, spec, dataset, f_o_state, partial=None, progress=False, jobs=1):
+def run_cell(cell, spec, dataset, f_o_state, prepared=None, partial=None, progress=False, jobs=1):
     """Unlearn and evaluate: a pure function of its arguments (times aside).
 
     Parameters
@@ -165,8 +191,10 @@ def run_cell(cell, spec, dataset, f_o_state, partial=None, progress=False, jobs=
         On any device.
     f_o_state : dict
         The pre-unlearning model's state dict.
+    prepared : list, optional
+        What the method's preparation step returned, part by part.
     partial : Path, optional
-        Where a long training keeps its state.
+        Where a long training keeps its state; its name is the stem of all such files of the cell.
     progress : bool
     jobs : int
         How many cells are computed at a time, for the record: times are only comparable under the same conditions.
@@ -175,8 +203,8 @@ def run_cell(cell, spec, dataset, f_o_state, partial=None, progress=False, jobs=
     -------
     record : dict
         What the cell's file holds.
-    state : dict
-        The unlearned model's state dict, on the CPU.
+    stored : dict
+        The unlearned model as `models.load` reads it, on the CPU.
     """
     use_machine(spec)
     dataset = dataset.to(spec["device"])
@@ -188,24 +216,95 @@ def run_cell(cell, spec, dataset, f_o_state, partial=None, progress=False, jobs=
         batch_size=spec["batch_size"],
         progress=progress,
         partial=partial,
+        prepared=prepared,
     )
+    earlier = sum(load_tensors(path)["seconds"] for path in partial_files(partial))
     started = time.perf_counter()
-    model = METHODS[cell.method].unlearn(f_o, split, chosen)
+    model = METHODS[spec["method"]].unlearn(f_o, split, chosen)
     if spec["device"] == "cuda":
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - started
+    seconds = earlier + time.perf_counter() - started
     record = {
-        "dataset": cell.dataset,
-        "task": cell.task.name,
-        "method": cell.method,
-        "seed": cell.seed,
+        **names(cell),
         "metrics": evaluate(model, dataset, split, cell.seed, spec["threads"]),
         "time_s": seconds,
         "config": spec,
         "conditions": {"device": device_name(spec["device"]), "threads": spec["threads"], "jobs": jobs},
         "versions": versions(spec["device"]),
     }
-    return record, cpu_state(model)
+    stored = {
+        "model": dataset.model,
+        "classes": len(dataset.classes),
+        "members": len(model.members) if isinstance(model, models.Ensemble) else 0,
+        "state": models.cpu_state(model),
+        "config": spec,
+    }
+    return record, stored
+
+
+def run_relearning(cell, spec, dataset, stored, progress=False):
+    """Fine-tune an unlearned model on all of D_r and follow A_r and A_f (figures 4 and 5).
+
+    Adam at the pretraining learning rate; each of SISA's models learns from its own shard's share of D_r.
+
+    Parameters
+    ----------
+    stored : dict
+        The unlearned model, from `run_cell`.
+    cell, spec, dataset, progress
+        As for `run_cell`.
+
+    Returns
+    -------
+    dict
+        What the cell's file holds: `A_r` and `A_f` in percent, before and after each of the 10 epochs.
+    """
+    use_machine(spec)
+    dataset = dataset.to(spec["device"])
+    split = make_split(dataset, cell.task, cell.seed)
+    images = split.train
+    model = models.restore(stored["model"], stored["classes"], stored["state"], spec["device"], stored["members"])
+    crops = None
+    if dataset.published_protocol:
+        crops = images.draw_crops(len(images), generator(cell.seed, "evaluation crops"))
+    curves = {"A_r": [], "A_f": []}
+
+    def follow():
+        p = predict(model, images, crops)
+        for name, index in (("A_r", split.remain), ("A_f", split.forget)):
+            curves[name].append(accuracy(p[index], images.labels[index]))
+
+    follow()
+    learners = [(model, split.remain)]
+    if stored["members"]:
+        parts = METHODS["SISA"].shard_slices(len(images), spec["hyperparameters"]["shards"], 1)
+        shares = [split.remain[torch.isin(split.remain, part.to(images.device))] for (part,) in parts]
+        learners = list(zip(model.members, shares))
+    states = []  # learner by learner, its weights after each epoch: the ensemble is looked at epoch by epoch
+    for i, (learner, index) in enumerate(learners):
+        after = []
+        train(
+            learner,
+            images,
+            index,
+            epochs=spec["relearn"]["epochs"],
+            lr=spec["relearn"]["lr"],
+            batch_size=spec["batch_size"],
+            rng=generator(cell.seed, "relearning", i),
+            progress=progress,
+            label=f"{cell.method}: relearning",
+            after=lambda _, learner=learner, after=after: after.append(models.cpu_state(learner)),
+        )
+        states.append(after)
+    for epoch in range(spec["relearn"]["epochs"]):
+        for (learner, _), after in zip(learners, states):
+            learner.load_state_dict(after[epoch])
+        follow()
+    return {**names(cell), **curves, "config": spec, "versions": versions(spec["device"])}
+
+
+def names(cell):
+    return {"dataset": cell.dataset, "task": cell.task.name, "method": cell.method, "seed": cell.seed}
 
 
 def versions(device):
@@ -221,20 +320,21 @@ def device_name(device):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return found[0] if found else platform.machine()
 
 
-def cell_path(config, cell):
-    return Path(config.results_dir) / "cells" / cell.place.with_suffix(".json")
-
-
-def model_path(config, cell):
-    return Path(config.checkpoints_dir) / "unlearned" / cell.place.with_suffix(".pt")
+def partial_files(partial):
+    """The files in which the long trainings of one job keep their states."""
+    return sorted(partial.parent.glob(partial.stem + "*.pt")) if partial else []
 
 
 def read_json(path):
     return json.loads(path.read_text())
+
+
+def save_record(path, record):
+    save_atomically(path, lambda file: file.write((json.dumps(record, indent=1) + "\n").encode()))
 
 
 def finished(path, spec, overwrite):
@@ -268,27 +368,6 @@ def differences(old, new):
     return found
 
 
-def save_record(path, record):
-    save_atomically(path, lambda file: file.write((json.dumps(record, indent=1) + "\n").encode()))
-
-
-def save_model(path, dataset, state, spec):
-    stored = {"model": dataset.model, "classes": len(dataset.classes), "state": state, "config": spec}
-    save_atomically(path, lambda file: torch.save(stored, file))
-
-
-def pretrained_model(dataset, spec, config):
-    """The pre-unlearning model's checkpoint (see `pretrain`), trained once and kept under --checkpoints-dir."""
-    folder = Path(config.checkpoints_dir) / dataset.name
-    path = folder / f"pretrained-{key(spec)}.pt"
-    checkpoint = load_or_set_aside(path, load_tensors)
-    if checkpoint is None:
-        partial = folder / f"pretraining-{key(spec)}.partial.pt"
-        checkpoint = pretrain(dataset, spec, partial, progress=not config.quiet)
-        save_atomically(path, lambda file: torch.save({**checkpoint, "spec": spec}, file))
-    return checkpoint
-
-
 def check_writable(folder):
     """Raise a UserError unless files can be made in `folder`, which is made where it is missing."""
     probe = Path(folder) / ".writable"
@@ -298,3 +377,51 @@ def check_writable(folder):
         probe.unlink()
     except OSError as error:
         raise UserError(f"{folder} cannot be written to: {error.strerror}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A pure function to call, anywhere, and what to do here with its result.
+
+    Attributes
+    ----------
+    label : str
+        For the progress bar.
+    function : callable
+    arguments : callable
+        Returns the dict of arguments; called when the job is started.
+    keep : callable
+        Called with the result in the process that writes all files.
+    """
+
+    label: str
+    function: Callable
+    arguments: Callable
+    keep: Callable
+
+
+def run_jobs(jobs, config, title):
+    """Run jobs, `config.jobs` at a time, and keep each result as soon as it is there; show a bar."""
+    if not jobs:
+        return
+    with tqdm(total=len(jobs), desc=title, unit="cell", disable=True if config.quiet else None) as bar:
+        for i, result in _results(jobs, config, bar):
+            jobs[i].keep(result)
+            bar.update()
+            running = min(config.jobs, len(jobs) - bar.n)
+            bar.set_postfix_str(f"{running} running")
+
+
+def _results(jobs, config, bar):
+    """(number of the job, its result), as they finish."""
+    if config.jobs == 1:
+        for i, job in enumerate(jobs):
+            bar.set_postfix_str(job.label)
+            yield i, job.function(**job.arguments(), progress=not config.quiet)
+        return
+    parallel = joblib.Parallel(config.jobs, return_as="generator_unordered", pre_dispatch=config.jobs)
+    yield from parallel(joblib.delayed(_numbered)(i, job.function, job.arguments()) for i, job in enumerate(jobs))
+
+
+def _numbered(i, function, arguments):
+    return i, function(**arguments)

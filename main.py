@@ -5,50 +5,69 @@ import sys
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is reproducible only with this set beforehand
 
+from dataclasses import dataclass, replace
+from pathlib import Path
+
 import pandas as pd
 import tyro
-from tqdm import tqdm
 
 from baselines import METHODS
-from config import Config, UserError, parse_override
-from data import load, make_split, parse_task
+from config import ABLATION, Config, UserError, hyperparameters, parse_override, training_row
+from data import Dataset, load, load_or_set_aside, load_tensors, make_split, parse_task, save_tensors
 from experiment import (
     Cell,
-    cell_path,
+    Job,
     cell_spec,
     check_writable,
     finished,
     key,
-    model_path,
-    pretrained_model,
+    partial_files,
+    prepare_shard,
+    pretrain,
     pretrained_spec,
     resolve_device,
     run_cell,
-    save_model,
+    run_jobs,
+    run_relearning,
     save_record,
+    shards_spec,
 )
-from metrics import METRICS, gap
+from metrics import gap
+
+# A study is the trees of cells it needs.
+STUDIES = {
+    "plain": ("cells",),
+    "ablation": ("cells", "ablation"),
+    "relearn": ("cells", "relearn"),
+    "efficiency": ("efficiency",),
+    "paper": ("cells", "ablation", "relearn", "efficiency"),
+}
 
 
 def main(config):
-    check(config)
+    config = check(config)
     tasks = [parse_task(text) for text in config.tasks]
     plans = [plan(name, tasks, config) for name in config.dataset]
-    for dataset, spec, cells in plans:
-        records = run(dataset, spec, cells, config)
+    for one in plans:
+        make_shared(one, config)
+        run(one, config)
         for task in tasks:
-            print_table(dataset.name, task, [record for record in records if record["task"] == task.name])
-    print(f"Saved under {config.results_dir}/cells, one JSON file for each data set, task, method and seed.")
+            print_tables(one, task, config)
+    print(f"Saved under {config.results_dir}, one JSON file for each data set, task, method and seed.")
 
 
 def check(config):
-    """Everything that can be said before data are read."""
+    """Everything that can be said before data are read; returns the settings with "all" methods spelt out."""
     for name in ("dataset", "tasks", "methods", "seeds"):
         if not getattr(config, name):
             raise UserError(f"--{name} is empty; give at least one")
-    for method in config.methods:
+        config = replace(config, **{name: tuple(dict.fromkeys(getattr(config, name)))})
+    methods = tuple(METHODS) if config.methods == ("all",) else config.methods
+    for method in methods:
         if method not in METHODS:
-            raise UserError(f"no method {method!r}; choose from {', '.join(METHODS)}")
+            raise UserError(f"no method {method!r}; choose from {', '.join(METHODS)}, or all alone")
+    if config.study not in STUDIES:
+        raise UserError(f"--study {config.study}: must be one of {', '.join(STUDIES)}")
     for name in ("jobs", "batch_size", "image_size", "pretrain_epochs", "retrain_epochs"):
         value = getattr(config, name)
         if value is not None and value < 1:
@@ -60,73 +79,228 @@ def check(config):
     resolve_device(config.device)
     check_writable(config.results_dir)
     check_writable(config.checkpoints_dir)
+    return replace(config, methods=methods)
+
+
+@dataclass
+class Plan:
+    """A data set with all cells that are asked of it: those to run, and the records of those that are there.
+
+    Attributes
+    ----------
+    dataset : Dataset
+    spec : dict
+        Determines the pre-unlearning model.
+    specs : dict of Cell to dict
+    records : dict of Cell to dict
+        Filled as cells finish.
+    checkpoint : dict
+        The pre-unlearning model.
+    prepared : dict of str to list
+        By method, what its preparation step made.
+    """
+
+    dataset: Dataset
+    spec: dict
+    specs: dict
+    records: dict
+    checkpoint: dict
+    prepared: dict
 
 
 def plan(name, tasks, config):
-    """Load a data set and list its cells with their specifications and, for finished ones, their records."""
+    """Load a data set, list its cells with their specifications, and find the finished ones."""
     dataset = load(name, config.data_root, config.image_size, progress=not config.quiet)
     parts = f"{len(dataset.train):,} training and {len(dataset.test):,} test images, {len(dataset.classes)} classes"
     side = dataset.train.side or dataset.train.pixels.shape[-1]
     print(f"{name}: {parts}; model {dataset.model} at {side}x{side}")
-    spec = pretrained_spec(dataset, dataset.fingerprint(), config)
-    cells = []
-    for task in tasks:
-        for seed in dict.fromkeys(config.seeds):
-            split = make_split(dataset, task, seed)
-            for method in dict.fromkeys(config.methods):
-                cell = Cell(name, task, method, seed)
-                own_spec = cell_spec(cell, dataset, split, spec, config)
-                cells.append((cell, own_spec, finished(cell_path(config, cell), own_spec, config.overwrite)))
-    return dataset, spec, cells
+    one = Plan(dataset, pretrained_spec(dataset, dataset.fingerprint(), config), {}, {}, {}, {})
+    for tree in STUDIES[config.study]:
+        for task in tasks:
+            for seed in config.seeds:
+                split = make_split(dataset, task, seed)
+                for method in tree_methods(tree, config):
+                    cell = Cell(name, task, method, seed, tree)
+                    one.specs[cell] = cell_spec(cell, dataset, split, one.spec, config)
+                    record = finished(cell.path(config), one.specs[cell], config.overwrite)
+                    if record is not None:
+                        one.records[cell] = record
+    return one
 
 
-def run(dataset, spec, cells, config):
-    """Run the cells that are not finished; return the records of all."""
-    checkpoint = pretrained_model(dataset, spec, config)
+def tree_methods(tree, config):
+    """The methods a tree of a study has; the ablation's other rows, Retrain and CaMU, stand in the plain tree."""
+    if tree == "ablation":
+        return tuple(ABLATION)
+    if config.study == "ablation":
+        return ("Retrain", "CaMU")
+    return config.methods
+
+
+def make_shared(one, config):
+    """Make what several cells need, once: the pre-unlearning model, and what methods prepare before any request."""
+    name = one.dataset.name
+    folder = Path(config.checkpoints_dir) / name
+    one.checkpoint = make_once(folder, {"pretrained": (one.spec, pretrain, {})}, one, config)[0]
+    found = one.checkpoint["accuracy"]
     print(
-        f"{dataset.name}: pre-unlearning model, accuracy {checkpoint['accuracy']['train']:.2f} % on the training and "
-        f"{checkpoint['accuracy']['test']:.2f} % on the test images"
+        f"{name}: pre-unlearning model, accuracy {found['train']:.2f} % on the training and {found['test']:.2f} % on "
+        "the test images"
     )
-    records = []
-    bar = tqdm(cells, f"{dataset.name}: cells", unit="cell", disable=True if config.quiet else None)
-    for cell, own_spec, record in bar:
-        bar.set_postfix_str(f"{cell.task.name} {cell.method} seed {cell.seed}")
-        path = model_path(config, cell)
-        if record is None or (config.save_models and not path.exists()):
-            partial = path.with_name(f"{key(own_spec)}.partial.pt")
-            record, state = run_cell(cell, own_spec, dataset, checkpoint["state"], partial, not config.quiet)
-            if config.save_models:
-                save_model(path, dataset, state, own_spec)
-            save_record(cell_path(config, cell), record)
-        records.append(record)
-    return records
+    missing = {one.specs[cell]["method"] for cell in one.specs if cell not in one.records or needs_model(cell, config)}
+    training = training_row(name, one.dataset.model, config.pretrain_epochs, config.retrain_epochs)
+    for method in sorted(missing):
+        if hasattr(METHODS[method], "prepare_shard"):
+            row = hyperparameters(method, name, "random", training, config.override)
+            parts = {
+                f"{method}-shard{shard}": (
+                    shards_spec(one.spec, row),
+                    prepare_shard,
+                    {"shard": shard, "method": method, "row": row},
+                )
+                for shard in range(row["shards"])
+            }
+            one.prepared[method] = [part["states"] for part in make_once(folder, parts, one, config)]
 
 
-def print_table(name, task, records):
+def make_once(folder, wanted, one, config):
+    """Checkpoints by name: loaded where they are, else made and kept.
+
+    Parameters
+    ----------
+    folder : Path
+    wanted : dict
+        name -> (what determines it, the function that makes it, its arguments besides the specification and the data).
+    """
+    made, jobs = {}, []
+    for name, (spec, function, arguments) in wanted.items():
+        path = folder / f"{name}-{key(spec)}.pt"
+        made[name] = load_or_set_aside(path, load_tensors)
+        if made[name] is None:
+            partial = path.with_suffix(".partial.pt")
+
+            def keep(checkpoint, name=name, path=path, partial=partial):
+                made[name] = checkpoint
+                save_tensors(path, checkpoint)
+                remove(partial)
+
+            arguments = {**arguments, "spec": spec, "dataset": one.dataset, "partial": partial}
+            jobs.append(Job(name, function, lambda arguments=arguments: arguments, keep))
+    run_jobs(jobs, config, f"{one.dataset.name}: preparing")
+    return list(made.values())
+
+
+def remove(partial):
+    for path in partial_files(partial):
+        path.unlink()
+
+
+def needs_model(cell, config):
+    """Whether the cell's unlearned model has to be kept, for the user or for relearning, and is not there yet."""
+    wanted = config.save_models or "relearn" in STUDIES[config.study]
+    return wanted and cell.tree == "cells" and not cell.model_path(config).exists()
+
+
+def run(one, config):
+    """Run the cells that are not finished, tree by tree."""
+    for tree in STUDIES[config.study]:
+        cells = [cell for cell in one.specs if cell.tree == tree]
+        todo = [cell for cell in cells if cell not in one.records or needs_model(cell, config)]
+        make = relearning_job if tree == "relearn" else unlearning_job
+        alone = replace(config, jobs=1) if tree == "efficiency" else config
+        run_jobs([make(cell, one, alone) for cell in todo], alone, f"{one.dataset.name}: {tree}")
+
+
+def unlearning_job(cell, one, config):
+    spec = one.specs[cell]
+    partial = cell.model_path(config).parent / f"{key(spec)}.partial.pt"
+    store = needs_model(cell, config)
+
+    def keep(result):
+        record, stored = result
+        if store:
+            save_tensors(cell.model_path(config), stored)
+        if cell not in one.records:
+            save_record(cell.path(config), record)
+            one.records[cell] = record
+        remove(partial)
+
+    arguments = {
+        "cell": cell,
+        "spec": spec,
+        "dataset": one.dataset,
+        "f_o_state": one.checkpoint["state"],
+        "prepared": one.prepared.get(spec["method"]),
+        "partial": partial,
+        "jobs": config.jobs,
+    }
+    return Job(f"{cell.task.name} {cell.method} seed {cell.seed}", run_cell, lambda: arguments, keep)
+
+
+def relearning_job(cell, one, config):
+    def arguments():
+        stored = load_tensors(cell.model_path(config))
+        return {"cell": cell, "spec": one.specs[cell], "dataset": one.dataset, "stored": stored}
+
+    def keep(record):
+        save_record(cell.path(config), record)
+        one.records[cell] = record
+
+    return Job(f"{cell.task.name} {cell.method} seed {cell.seed}", run_relearning, arguments, keep)
+
+
+def print_tables(one, task, config):
+    for tree in STUDIES[config.study]:
+        records = [one.records[cell] for cell in one.specs if cell.tree == tree and cell.task == task]
+        if tree == "relearn":
+            print_relearning(one.dataset.name, task, records)
+        else:
+            if tree == "ablation":
+                base = [one.records[c] for c in one.specs if c.tree == "cells" and c.task == task]
+                records += [record for record in base if record["method"] in ("Retrain", "CaMU")]
+            print_table(one.dataset.name, task, records, tree)
+
+
+def print_table(name, task, records, tree):
     """One row a method: the task's metrics in percent (mean ± std over the seeds), gap to Retrain and time."""
-    names = METRICS[task.metrics_kind]
     frame = pd.DataFrame([{"method": r["method"], **r["metrics"], "time_s": r["time_s"]} for r in records])
     groups = frame.groupby("method", sort=False)
     means, stds = groups.mean(), groups.std(ddof=0)
     seeds = groups.size().max()
-    columns = [column for column in frame.columns if column != "method"]
+    columns = [column for column in means if column != "time_s"]
     shown = pd.DataFrame(index=means.index)
     for column in columns:
-        if column == "time_s":
-            shown["gap"] = (
-                [f"{gap(row, means.loc['Retrain'], task.metrics_kind):.2f}" for _, row in means[list(names)].iterrows()]
-                if "Retrain" in means.index
-                else "n/a"
-            )
-        shown[column] = [
-            f"{mean:.2f}" + (f" ± {std:.2f}" if seeds > 1 else "") for mean, std in zip(means[column], stds[column])
-        ]
-    print(f"\n{name}, {task.name} ({seeds} seed{'s' if seeds > 1 else ''}; metrics in percent)")
-    print(shown.rename_axis(None).to_string() + "\n")
+        spread = [f" ± {std:.2f}" if seeds > 1 else "" for std in stds[column]]
+        shown[column] = [f"{mean:.2f}{text}" for mean, text in zip(means[column], spread)]
+    retrain = means.loc["Retrain"] if "Retrain" in means.index else None
+    rows = [row for _, row in means.iterrows()]
+    if retrain is not None:
+        shown["gap"] = [f"{gap(row, retrain, task.metrics_kind):.2f}" for row in rows]
+    shown["time_s"] = [f"{row['time_s']:.2f}" for row in rows]
+    if retrain is not None:
+        shown["time/Retrain"] = [f"{row['time_s'] / retrain['time_s']:.3f}" for row in rows]
+    study = "" if tree == "cells" else f" {tree},"
+    print(f"\n{name}, {task.name}:{study} {seeds} seed{'s' if seeds > 1 else ''}, metrics in percent")
+    print(shown.rename_axis(None).to_string())
+
+
+def print_relearning(name, task, records):
+    """One row a method: how far A_r and A_f move at most while D_r is learned again, mean over the seeds."""
+    rows = [
+        {"method": r["method"], **{f"max |ΔA_{k}|": max(abs(v - r[f"A_{k}"][0]) for v in r[f"A_{k}"]) for k in "rf"}}
+        for r in records
+    ]
+    shown = pd.DataFrame(rows).groupby("method", sort=False).mean().round(2)
+    print(f"\n{name}, {task.name}: relearning, percentage points")
+    print(shown.rename_axis(None).to_string())
 
 
 if __name__ == "__main__":
     try:
         main(tyro.cli(Config, description=__doc__))
     except UserError as error:
-        sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues with what is not finished", file=sys.stderr)
+        sys.exit(130)

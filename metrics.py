@@ -76,7 +76,8 @@ def membership_attack(remain_p, test_p, forget_p, other_test_p, threads=1):
 
 
 def _attack_features(members, others):
-    x = torch.cat([members, others]).sort(1).values.double().cpu().numpy()
+    # a diverged model puts out nan, which the trees cannot bin: then there is nothing to read
+    x = torch.cat([members, others]).nan_to_num(0).sort(1).values.double().cpu().numpy()
     return x, np.r_[np.ones(len(members)), np.zeros(len(others))]
 
 

@@ -1,5 +1,7 @@
 """The two models of the paper. Both return (logits, representation): what g . h and what h put out."""
 
+import math
+
 import torch
 from torch import nn
 from torchvision.models import resnet18
@@ -65,14 +67,38 @@ def build(name, classes, seed, device="cpu"):
     return model.to(device, memory_format=torch.channels_last)
 
 
-def restore(name, classes, state, device="cpu"):
-    """A model with the weights of a state dict, in evaluation mode."""
-    model = build(name, classes, seed=0, device=device)
+class Ensemble(nn.Module):
+    """SISA's model: the mean of its members' softmax outputs, given as logits by its logarithm.
+
+    The representation, which nothing reads, is the mean of the members'.
+    """
+
+    def __init__(self, members):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x):
+        logits, representations = zip(*(member(x) for member in self.members))
+        log_p = torch.stack([one.log_softmax(1) for one in logits])
+        return log_p.logsumexp(0) - math.log(len(self.members)), torch.stack(representations).mean(0)
+
+
+def restore(name, classes, state, device="cpu", members=0):
+    """A model (with `members`, an ensemble of so many) with the weights of a state dict, in evaluation mode."""
+    if members:
+        model = Ensemble([build(name, classes, seed=0, device=device) for _ in range(members)])
+    else:
+        model = build(name, classes, seed=0, device=device)
     model.load_state_dict(state)
     return model.eval()
+
+
+def cpu_state(model):
+    """A copy of the model's state dict on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
 def load(path, device="cpu"):
     """An unlearned model from the file that ``--save-models`` wrote, in evaluation mode."""
     stored = torch.load(path, weights_only=True, map_location="cpu")
-    return restore(stored["model"], stored["classes"], stored["state"], device)
+    return restore(stored["model"], stored["classes"], stored["state"], device, stored["members"])

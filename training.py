@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import load_or_set_aside, load_tensors, save_atomically, shuffled_batches
+from data import load_or_set_aside, load_tensors, save_tensors, shuffled_batches
 
 WEIGHT_DECAY = 1e-4
+EVALUATION_BATCH = 500  # images a frozen model is run on at a time
 SAVE_EVERY_S = 60  # a training is saved for continuing after the first epoch that ends this long after the last save
 
 
@@ -21,6 +22,23 @@ def take_step(optimizer, loss):
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+
+
+def epoch_bar(label, settings):
+    """1, 2, ... settings.epochs, with a bar."""
+    return tqdm(range(1, settings.epochs + 1), label, unit="epoch", disable=None if settings.progress else True)
+
+
+@torch.no_grad()
+def frozen_outputs(model, images, index):
+    """A frozen model's logits for the samples `index`, without augmentation: (n, classes)."""
+    return torch.cat([model(images.batch(chosen))[0] for chosen in index.split(EVALUATION_BATCH)])
+
+
+@torch.no_grad()
+def log_softmax(model, x):
+    """A frozen model's log-probabilities: (B, classes)."""
+    return model(x)[0].log_softmax(1)
 
 
 def train(model, images, index, *, epochs, lr, batch_size, rng, partial=None, progress=False, label="", after=None):
@@ -38,7 +56,7 @@ def train(model, images, index, *, epochs, lr, batch_size, rng, partial=None, pr
         On the CPU; shuffles and augments.
     partial : Path, optional
         Where a long training saves its state at the end of an epoch; a training that finds it continues from there,
-        bit for bit. Removed when the training ends.
+        bit for bit. Whoever named it removes it.
     progress : bool
         Show a bar (on a terminal).
     label : str
@@ -46,10 +64,10 @@ def train(model, images, index, *, epochs, lr, batch_size, rng, partial=None, pr
     after : callable, optional
         Called as ``after(epoch)``, counting from 1, at the end of every epoch.
 
-    Returns
-    -------
-    float
-        Wall seconds, those before an interruption included, saving excluded.
+    Notes
+    -----
+    What is saved includes `seconds`, the wall time of the training so far, so that a training that was interrupted can
+    be timed.
     """
     optimizer = adam(model, lr)
     first, seconds = 1, 0.0
@@ -70,15 +88,9 @@ def train(model, images, index, *, epochs, lr, batch_size, rng, partial=None, pr
                 model.train()
             bar.update()
             now = time.perf_counter()
-            if partial is not None and epoch < epochs and now - saved > SAVE_EVERY_S:
-                seconds += now - started
+            if partial is not None and now - saved > SAVE_EVERY_S:
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": rng.get_state()}
-                state |= {"epoch": epoch, "seconds": seconds}
-                save_atomically(partial, lambda file: torch.save(state, file))
-                started = saved = time.perf_counter()
-    if images.device.type == "cuda":
-        torch.cuda.synchronize(images.device)
-    if partial is not None:
-        partial.unlink(missing_ok=True)
+                state |= {"epoch": epoch, "seconds": seconds + now - started}
+                save_tensors(partial, state)
+                saved = time.perf_counter()
     model.eval()
-    return seconds + time.perf_counter() - started

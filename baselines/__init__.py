@@ -2,13 +2,21 @@
 
 A method is a module with one function, ``unlearn(f_o, split, settings) -> model``: given the pre-unlearning model
 (not to be changed), the split and the settings (`config.settings`), it returns a model in evaluation mode whose
-forward gives (logits, representation). To add one: a file, a line here, a row in `config.HYPERPARAMETERS`.
+forward gives (logits, representation). What it must do before any request is a function ``prepare_shard`` beside it
+(`baselines.sisa`), whose results are kept like the pre-unlearning model. To add one: a file, a line here, a row in
+`config.HYPERPARAMETERS`.
 """
 
 import camu
-from baselines import retrain
+from baselines import boundary, neggrad, retrain, scrub, sisa, teacher_student, unroll
 
 METHODS = {
     "Retrain": retrain,
+    "NegGrad": neggrad,
+    "Boundary": boundary,
+    "T-S": teacher_student,
+    "SCRUB": scrub,
+    "SISA": sisa,
+    "Unroll": unroll,
     "CaMU": camu,
 }

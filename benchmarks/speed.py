@@ -32,8 +32,8 @@ from torchvision.transforms import ToTensor
 import camu
 import models
 from config import hyperparameters, settings, training_row
-from data import Images, Split, generator, load, make_split, parse_task
 from data import Dataset as OurDataset
+from data import Images, Split, generator, load, make_split, parse_task
 from training import train
 
 

@@ -60,10 +60,7 @@ def make_toy_split(count=400, classes=4, forgotten_class=None, seed=0):
     for k in range(classes):
         pixels[labels == k, :, 7 * k : 7 * k + 7] += 120
     images = Images(pixels, labels)
-    if forgotten_class is None:
-        forgotten = torch.arange(count) % 10 == 3
-    else:
-        forgotten = labels == forgotten_class
+    forgotten = torch.arange(count) % 10 == 3 if forgotten_class is None else labels == forgotten_class
     gone = () if forgotten_class is None else (forgotten_class,)
     return Split(images, forgotten.nonzero().squeeze(1), (~forgotten).nonzero().squeeze(1), classes, "CNN", gone)
 

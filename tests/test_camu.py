@@ -3,12 +3,12 @@ import math
 
 import pytest
 import torch
+from conftest import same_weights
 from torch import nn
 from torch.distributions import Categorical, kl_divergence
 
 import camu
 from config import HYPERPARAMETERS, settings
-from conftest import same_weights
 from data import counterfactuals, joint_dataset
 
 ROW = {"epochs": 1, "lr_ce": 1e-3, "lr_kl": 4e-4, "repeats": 1}
@@ -92,7 +92,7 @@ def test_equals_algorithm_2_written_out(toy_split, toy_model):
 
 def test_each_loss_steps_with_its_own_learning_rate(toy_split, toy_model):
     # Adam's first step moves a weight with a gradient by just the learning rate.
-    after_kl, after_ce = unlearn_by_the_book(toy_model, toy_split, ROW, seed=0)
+    after_kl, _ = unlearn_by_the_book(toy_model, toy_split, ROW, seed=0)
     found = camu.unlearn(toy_model, toy_split, settings(ROW, seed=0, batch_size=len(toy_split.forget)))
     head = [name for name, _ in toy_model.named_parameters() if name.startswith("head")]
     before, after = toy_model.state_dict(), found.state_dict()

@@ -3,11 +3,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import make_toy_split
 from PIL import Image
 from torchvision.transforms import functional as tv
 
 from config import UserError
-from conftest import make_toy_split
 from data import (
     Dataset,
     Images,
@@ -83,7 +83,7 @@ def test_impossible_tasks_are_refused():
         make_split(dataset, parse_task("class12"), 0)
     with pytest.raises(UserError, match="every class"):
         make_split(dataset, parse_task("class0,1,2,3,4,5,6,7,8,9"), 0)
-    with pytest.raises(UserError, match="0.01 % of 1437 samples is 0"):
+    with pytest.raises(UserError, match=r"0\.01 % of 1437 samples is 0"):
         make_split(dataset, parse_task("random0.01"), 0)
 
 
@@ -212,7 +212,7 @@ def test_cache_is_used_and_rebuilt_when_the_tree_changes(tmp_path, monkeypatch):
 def test_corrupt_image_is_named(tmp_path):
     bad = write_tree(tmp_path) / "Own/test/dog/1.png"
     bad.write_bytes(bad.read_bytes()[:60])
-    with pytest.raises(UserError, match="test/dog/1.png: not a readable image"):
+    with pytest.raises(UserError, match=r"test/dog/1\.png: not a readable image"):
         load("Own", tmp_path)
 
 
@@ -233,7 +233,7 @@ def test_missing_data_say_where_they_were_looked_for(tmp_path, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", no_network)
-    with pytest.raises(UserError, match=f"torchvision's files in {tmp_path}/MNIST/raw nor .*{tmp_path}/Digit/train"):
+    with pytest.raises(UserError, match=rf"torchvision's files in {tmp_path}/MNIST/raw nor .*{tmp_path}/Digit/train"):
         load("Digit", tmp_path)
 
 
@@ -243,5 +243,5 @@ def test_truncated_mnist_is_named(tmp_path, real_data, damage):
     file = tmp_path / "MNIST/raw/train-images-idx3-ubyte"
     file.chmod(0o644)
     file.write_bytes(file.read_bytes()[:damage])
-    with pytest.raises(UserError, match="MNIST/raw .*damaged"):
+    with pytest.raises(UserError, match=r"MNIST/raw .*damaged"):
         load("Digit", tmp_path)

@@ -1,8 +1,8 @@
 import pytest
 import torch
+from conftest import make_toy_split
 
 import models
-from conftest import make_toy_split
 from data import Dataset
 from metrics import accuracy, evaluate, gap, membership_attack
 
@@ -81,3 +81,8 @@ def test_gap_is_the_mean_distance():
     retrain = {"A_r": 99, "A_f": 98, "A_ts": 97, "MIA": 50}
     ours = {"A_r": 98, "A_f": 99, "A_ts": 97, "MIA": 46}
     assert gap(ours, retrain, "random") == pytest.approx(1.5)
+
+
+def test_attack_on_a_diverged_model():
+    p = torch.full((100, 4), torch.nan)
+    assert membership_attack(p, p, p[:10], p[:10]) == 50

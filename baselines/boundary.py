@@ -1,0 +1,55 @@
+"""Boundary Shrink: move the forget samples over the nearest decision boundary.
+
+Chen et al., "Boundary Unlearning: Rapid Forgetting of Deep Networks via Shifting the Decision Boundary", CVPR 2023,
+section 3.2. Every x_f is attacked once with FGSM on the frozen f_o (one untargeted step of 0.1 on the sign of the
+gradient of the cross-entropy, in pixel space); the class f_o then sees is its new label, and the model is fine-tuned
+by SGD with momentum 0.9 on (x_f, new label). D_r is not read.
+
+Deviations from the published code: there the new label may be y_f itself where one step does not cross a boundary;
+the paper means the nearest *incorrect* class, so the highest-scoring class other than y_f is taken. The method was
+made for class removal; its use for random removal is the CaMU paper's. Learning rate and epochs come from the table
+in `config.py`.
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+
+from data import generator
+from training import epoch_bar, take_step
+
+BOUND = 0.1  # of the FGSM step, for pixels in [0, 1]
+CHUNK = 250  # images attacked at a time
+
+
+def fgsm(model, images, index):
+    """The attacked samples in pixel space: in [0, 1], within BOUND of the originals, rounded to 1/255."""
+    x = images.unit(index).requires_grad_()
+    loss = F.cross_entropy(model(images.standardise(x))[0], images.labels[index], reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, x)
+    return ((x.detach() + BOUND * gradient.sign()).clamp(0, 1) * 255).round() / 255
+
+
+def nearest_wrong_labels(f_o, images, index):
+    """The class other than its own that f_o, frozen, finds most likely for each attacked sample: (n,)."""
+    f_o = copy.deepcopy(f_o).eval().requires_grad_(False)
+    labels = []
+    for chosen in index.split(CHUNK):
+        logits = f_o(images.standardise(fgsm(f_o, images, chosen)))[0]
+        labels.append(logits.scatter(1, images.labels[chosen][:, None], -torch.inf).argmax(1))
+    return torch.cat(labels)
+
+
+def unlearn(f_o, split, settings):
+    """Hyperparameters: `epochs`, `lr`. See `baselines` for the parameters."""
+    images = split.train
+    new_labels = nearest_wrong_labels(f_o, images, split.forget)
+    f_u = copy.deepcopy(f_o).train()
+    optimizer = torch.optim.SGD(f_u.parameters(), lr=settings.lr, momentum=0.9)
+    rng = generator(settings.seed, "Boundary")
+    for _ in epoch_bar("Boundary", settings):
+        order = torch.randperm(len(split.forget), generator=rng).to(images.device)
+        for rows in order.split(settings.batch_size):  # without augmentation, as published
+            take_step(optimizer, F.cross_entropy(f_u(images.batch(split.forget[rows]))[0], new_labels[rows]))
+    return f_u.eval()

@@ -1,0 +1,60 @@
+"""SCRUB: move away from the teacher on the forget data, stay with it on the remaining data.
+
+Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023, Algorithm 1 and Eq. 3. The student starts as the
+teacher f_o. Each epoch, as long as it is one of the first `msteps`, begins with a max-epoch over D_f, which ascends
+KL(teacher || student); then comes a min-epoch over D_r, which descends gamma * CE + alpha * KL(teacher || student).
+Both KLs are at temperature T with the factor T^2, means over the batch; one SGD optimiser with momentum 0.9 and weight
+decay 5e-4 serves both. SCRUB+R, the variant with rewinding, is not what the CaMU paper compares with.
+
+Deviations from the published code: batches of both sets have this repository's batch size, 32; the learning rate is
+constant; learning rate, epochs, msteps, alpha and gamma come from the table in `config.py`.
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+
+from data import generator, shuffled_batches
+from training import epoch_bar, frozen_outputs, take_step
+
+
+def distillation(teacher_logits, student_logits, temperature):
+    """T^2 KL(teacher || student) at temperature T, mean over the batch, in nats."""
+    student, teacher = ((logits / temperature).log_softmax(1) for logits in (student_logits, teacher_logits))
+    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def max_loss(teacher_logits, student_logits, settings):
+    """What a max-step descends: -KL."""
+    return -distillation(teacher_logits, student_logits, settings.temperature)
+
+
+def min_loss(teacher_logits, student_logits, y, settings):
+    """What a min-step descends: gamma * CE + alpha * KL."""
+    kl = distillation(teacher_logits, student_logits, settings.temperature)
+    return settings.gamma * F.cross_entropy(student_logits, y) + settings.alpha * kl
+
+
+def unlearn(f_o, split, settings):
+    """Hyperparameters: `epochs`, `msteps`, `lr`, `alpha`, `gamma`, `temperature`; parameters as in `baselines`."""
+    images = split.train
+    teacher = copy.deepcopy(f_o).eval()
+    f_u = copy.deepcopy(f_o).train()
+    optimizer = torch.optim.SGD(f_u.parameters(), lr=settings.lr, momentum=0.9, weight_decay=5e-4)
+    rng = generator(settings.seed, "SCRUB")
+
+    def one_epoch(index, known, loss):
+        for rows, x, y in shuffled_batches(images, index, settings.batch_size, rng):
+            with torch.no_grad():
+                target = teacher(x)[0] if known is None else known[rows]
+            take_step(optimizer, loss(target, f_u(x)[0], y))
+
+    known_f, known_r = (
+        None if images.augment else frozen_outputs(teacher, images, index) for index in (split.forget, split.remain)
+    )
+    for epoch in epoch_bar("SCRUB", settings):
+        if epoch <= settings.msteps:
+            one_epoch(split.forget, known_f, lambda target, logits, _: max_loss(target, logits, settings))
+        one_epoch(split.remain, known_r, lambda target, logits, y: min_loss(target, logits, y, settings))
+    return f_u.eval()
