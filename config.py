@@ -1,6 +1,5 @@
 """Everything a user may change: the settings of a run, and the tables of hyperparameters."""
 
-import os
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -16,7 +15,7 @@ class Config:
     dataset: tuple[str, ...] = ("OptDigits",)
     """OptDigits, Digit, Fashion, CIFAR10, CIFAR100, or the name of your own image folder under --data-root"""
     tasks: tuple[str, ...] = ("random10", "class0")
-    """what to forget: random<percent>, class<k> (several: class0,3)"""
+    """what to forget: random<percent>, class<k> (several: class0,3), or ids:<file> with a training index a line"""
     methods: tuple[str, ...] = ("all",)
     """all, or some of Retrain, NegGrad, Boundary, T-S, SCRUB, SISA, Unroll, CaMU"""
     seeds: tuple[int, ...] = (0,)
@@ -31,10 +30,14 @@ class Config:
     """where the pre-unlearning models (and, with --save-models, the unlearned ones) are kept"""
     device: str = "auto"
     """auto, cpu or cuda"""
-    threads: int = 0
-    """CPU threads a cell computes with; 0: an equal share of the cores. One and two threads differ in the last bits"""
+    threads: int = 1
+    """CPU threads a cell computes with. One and two differ in the last bits; --jobs uses several cores better"""
     jobs: int = 1
     """cells computed at a time, each with its own threads"""
+    cluster: str = ""
+    """run the cells as Ray tasks: the address of a Ray cluster, or local for one started here"""
+    gpus_per_cell: float = 0
+    """with --cluster: share of a GPU that a cell takes"""
     batch_size: int = 32
     """samples (for CaMU: tuples) a training step; the paper's 32"""
     image_size: int | None = None
@@ -134,7 +137,7 @@ def training_row(dataset, model, pretrain_epochs=None, retrain_epochs=None):
     return row
 
 
-def hyperparameters(method, dataset, kind, training, overrides=()):
+def hyperparameters(method, dataset, kind, training=None, overrides=()):
     """The row of HYPERPARAMETERS that applies, with the user's overrides.
 
     Parameters
@@ -143,8 +146,8 @@ def hyperparameters(method, dataset, kind, training, overrides=()):
         Names as in the configuration; a data set that is not built in counts as own data.
     kind : str
         "random", "class" or "few" (see `data.Split.kind`).
-    training : dict
-        From `training_row`: stands in where the row says None.
+    training : dict, optional
+        From `training_row`: stands in where the row says None, as those of Retrain and SISA do.
     overrides : sequence of str
         ``METHOD.NAME=VALUE`` each; those of other methods are ignored.
 
@@ -162,8 +165,9 @@ def hyperparameters(method, dataset, kind, training, overrides=()):
     family = FAMILIES.get(dataset, "own")
     places = [(dataset, kind), (family, kind), (ANY, kind), (ANY, ANY)]
     row = dict(next(table[place] for place in places if place in table))
-    defaults = {"epochs": training["retrain_epochs"], "lr": training["lr"]}
-    row = {name: defaults[name] if value is None else value for name, value in row.items()}
+    if training is not None:
+        defaults = {"epochs": training["retrain_epochs"], "lr": training["lr"]}
+        row = {name: defaults[name] if value is None else value for name, value in row.items()}
     for text in overrides:
         target, name, value = parse_override(text)
         if target == method:
@@ -207,8 +211,3 @@ def settings(row, *, seed, batch_size=32, progress=False, partial=None, prepared
     return SimpleNamespace(
         seed=seed, batch_size=batch_size, progress=progress, partial=partial, prepared=prepared, **row
     )
-
-
-def threads_per_cell(config):
-    """--threads, or an equal share of the cores this process may use."""
-    return config.threads or max(1, len(os.sched_getaffinity(0)) // config.jobs)

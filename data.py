@@ -438,16 +438,19 @@ class Task:
     Attributes
     ----------
     name : str
-        As in paths and tables: random10, class0, class0,3.
+        As in paths and tables: random10, class0, class0,3, ids-<name of the file>.
     percent : float or None
         Of the training set, for random removal.
     classes : tuple of int
         For class removal.
+    ids : tuple of str
+        For the removal of chosen samples: the lines of the file, stripped; empty ones are passed over.
     """
 
     name: str
     percent: float | None = None
     classes: tuple[int, ...] = ()
+    ids: tuple[str, ...] = ()
 
     @property
     def metrics_kind(self):
@@ -460,7 +463,9 @@ def parse_task(text):
     Parameters
     ----------
     text : str
-        ``random<percent>`` with 0 < percent < 100, or ``class<k>``, several classes separated by commas.
+        ``random<percent>`` with 0 < percent < 100; ``class<k>``, several classes separated by commas; or
+        ``ids:<file>``, a text file of training samples to forget, one a line: indices from 0, or for an image folder
+        also paths below train/ (an index then counts the sorted files).
 
     Returns
     -------
@@ -471,7 +476,9 @@ def parse_task(text):
     UserError
         With the text and what is allowed.
     """
-    allowed = "random<percent> with 0 < percent < 100, such as random10, or class<k>, such as class0 or class0,3"
+    allowed = (
+        "random<percent> with 0 < percent < 100, such as random10; class<k>, such as class0 or class0,3; or ids:<file>"
+    )
     if match := re.fullmatch(r"random(\d+(?:\.\d+)?)", text):
         percent = float(match[1])
         if not 0 < percent < 100:
@@ -480,7 +487,49 @@ def parse_task(text):
     if match := re.fullmatch(r"class(\d+(?:,\d+)*)", text):
         classes = tuple(sorted({int(k) for k in match[1].split(",")}))
         return Task("class" + ",".join(map(str, classes)), classes=classes)
+    if text.startswith("ids:"):
+        return _read_ids(Path(text.removeprefix("ids:")))
     raise UserError(f"task {text!r} is unknown; write {allowed}")
+
+
+def _read_ids(path):
+    try:
+        ids = tuple(line.strip() for line in path.read_text().splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"task ids:{path}: the file cannot be read ({error})")
+    if not any(ids):
+        raise UserError(f"task ids:{path}: the file names no sample; write one training index a line")
+    return Task(f"ids-{path.stem}", ids=ids)
+
+
+def _chosen_samples(dataset, task):
+    """Positions in the training set of the samples that the lines of an ids file name."""
+    by_file = {file: number for number, file in enumerate(dataset.files)}
+    kinds = "an index" + (" or a path below train/" if dataset.files else "")
+    numbers = {}
+    for line, text in enumerate(task.ids, 1):
+        if not text:
+            continue
+        where = f"task {task.name}, line {line}"
+        if text in by_file:
+            number = by_file[text]
+        elif re.fullmatch(r"-?\d+", text):
+            number = int(text)
+        else:
+            raise UserError(f"{where}: {text!r} is not {kinds} of a training sample of {dataset.name}")
+        if not 0 <= number < len(dataset.train):
+            raise UserError(
+                f"{where}: {dataset.name} has no training sample {number}, only 0 to {len(dataset.train) - 1}"
+            )
+        if number in numbers:
+            raise UserError(f"{where}: {text} is there twice, first in line {numbers[number]}")
+        numbers[number] = line
+    if len(numbers) == len(dataset.train):
+        raise UserError(f"task {task.name}: forgets all {len(numbers)} training samples; at least one must remain")
+    chosen = torch.tensor(sorted(numbers))
+    if dataset.order is None:
+        return chosen
+    return torch.isin(dataset.order, chosen).nonzero().squeeze(1)
 
 
 @dataclass(frozen=True)
@@ -519,12 +568,13 @@ def make_split(dataset, task, seed):
     """Draw the forget set of a task.
 
     Random removal takes a uniform ``percent`` of the training set, the same for every method of that seed; class
-    removal takes every sample of the classes.
+    removal every sample of the classes; an ids file just the samples it names.
 
     Raises
     ------
     UserError
-        A class the data set does not have, all of its classes, or a percentage that rounds to no or every sample.
+        A class the data set does not have, all of its classes, a percentage that rounds to no or every sample; an ids
+        file with duplicates, indices out of range, all of the samples, or a line that names none.
     """
     train = dataset.train
     count = len(train)
@@ -536,6 +586,8 @@ def make_split(dataset, task, seed):
         if len(task.classes) > last:
             raise UserError(f"task {task.name}: forgets every class of {dataset.name}; at least one must remain")
         forgotten |= torch.isin(train.labels.cpu(), torch.tensor(task.classes))
+    elif task.ids:
+        forgotten[_chosen_samples(dataset, task)] = True
     else:
         size = round(count * task.percent / 100)
         if not 0 < size < count:
@@ -544,6 +596,38 @@ def make_split(dataset, task, seed):
         forgotten[order[:size]] = True
     forget, remain = (part.nonzero().squeeze(1).to(train.device) for part in (forgotten, ~forgotten))
     return Split(train, forget, remain, len(dataset.classes), dataset.model, task.classes)
+
+
+def tensor_split(x, y, forget):
+    """A split of your own tensors, for `camu.unlearn` on your own model.
+
+    Parameters
+    ----------
+    x : Tensor, (N, C, H, W)
+        Training samples as the model takes them (float), or uint8 pixels that it takes divided by 255.
+    y : LongTensor, (N,)
+        Labels from 0.
+    forget : LongTensor or sequence of int
+        Indices of the samples to forget. All samples of some classes and no other make it a class removal.
+
+    Returns
+    -------
+    Split
+
+    Raises
+    ------
+    UserError
+        Nothing or everything is to be forgotten, or an index is out of range or there twice.
+    """
+    forget = torch.as_tensor(forget, device=x.device).sort().values
+    if not 0 < len(forget) < len(x):
+        raise UserError(f"{len(forget)} of {len(x)} samples are to be forgotten; at least one must be, and one remain")
+    if forget[0] < 0 or forget[-1] >= len(x) or (forget.diff() == 0).any():
+        raise UserError(f"the indices to forget must be from 0 to {len(x) - 1}, each at most once")
+    forgotten = torch.zeros(len(x), dtype=torch.bool, device=x.device).index_fill_(0, forget, True)
+    touched, kept = y[forgotten].unique(), y[~forgotten].unique()
+    gone = () if torch.isin(touched, kept).any() else tuple(touched.tolist())
+    return Split(Images(x, y), forget, (~forgotten).nonzero().squeeze(1), int(y.max()) + 1, forgotten_classes=gone)
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import joblib
 import torch
+from joblib.externals.loky import get_reusable_executor
 from tqdm import tqdm
 
 import models
 from baselines import METHODS
-from config import ABLATION, UserError, hyperparameters, settings, threads_per_cell, training_row
+from config import ABLATION, UserError, hyperparameters, settings, training_row
 from data import (
     Task,
     derive_seed,
@@ -29,6 +30,7 @@ from training import train
 
 PRETRAINING_SEED = 0  # one pre-unlearning model (and one set of SISA shards) per data set, for every task and seed
 RELEARN_EPOCHS = 10
+SHARED = ("dataset", "f_o_state", "prepared")  # arguments of many jobs, sent to a cluster once
 
 
 @dataclass(frozen=True)
@@ -55,19 +57,22 @@ class Cell:
         return Path(config.checkpoints_dir) / "unlearned" / self.place.with_suffix(".pt")
 
 
-def resolve_device(text):
-    """ "auto", "cpu" or "cuda" to a device type.
+def resolve_device(config):
+    """--device as a device type, "cpu" or "cuda"; on a cluster the workers' devices count, not this machine's.
 
     Raises
     ------
     UserError
-        For another text, or "cuda" on a machine without CUDA.
+        For another text, or "cuda" where there is none.
     """
-    if text not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {text}: must be auto, cpu or cuda")
-    if text == "cuda" and not torch.cuda.is_available():
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {config.device}: must be auto, cpu or cuda")
+    available = config.gpus_per_cell > 0 if config.cluster else torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        if config.cluster:
+            raise UserError("--device cuda with --cluster needs --gpus-per-cell above 0")
         raise UserError("--device cuda: torch finds no CUDA device here; use --device auto or cpu")
-    return "cuda" if text != "cpu" and torch.cuda.is_available() else "cpu"
+    return "cuda" if config.device != "cpu" and available else "cpu"
 
 
 def use_machine(spec):
@@ -79,10 +84,10 @@ def use_machine(spec):
 
 
 def machine_spec(config):
-    device = resolve_device(config.device)
+    device = resolve_device(config)
     return {
         "device": device,
-        "threads": threads_per_cell(config),
+        "threads": config.threads,
         "precision": "float32" if device == "cpu" else "float32 with TF32 convolutions",
         "batch_size": config.batch_size,
     }
@@ -414,14 +419,70 @@ def run_jobs(jobs, config, title):
 
 def _results(jobs, config, bar):
     """(number of the job, its result), as they finish."""
-    if config.jobs == 1:
+    if config.cluster:
+        yield from _ray_results(jobs, config)
+    elif config.jobs > 1:
+        parallel = joblib.Parallel(config.jobs, return_as="generator_unordered", pre_dispatch=config.jobs)
+        calls = (joblib.delayed(_numbered)(i, job.function, **job.arguments()) for i, job in enumerate(jobs))
+        try:
+            yield from parallel(calls)
+        except KeyboardInterrupt:  # joblib would wait for the cells in progress
+            get_reusable_executor().shutdown(wait=False, kill_workers=True)
+            raise
+    else:
         for i, job in enumerate(jobs):
             bar.set_postfix_str(job.label)
             yield i, job.function(**job.arguments(), progress=not config.quiet)
-        return
-    parallel = joblib.Parallel(config.jobs, return_as="generator_unordered", pre_dispatch=config.jobs)
-    yield from parallel(joblib.delayed(_numbered)(i, job.function, job.arguments()) for i, job in enumerate(jobs))
 
 
-def _numbered(i, function, arguments):
+def _numbered(i, function, **arguments):
     return i, function(**arguments)
+
+
+def _ray_results(jobs, config):
+    """The same through Ray, whose workers need no file of this machine: data and models travel as objects.
+
+    A task whose worker dies is started again, up to three times. Workers keep no state of long trainings, for another
+    machine may take over.
+    """
+    ray = start_ray(config)
+    run = ray.remote(num_cpus=config.threads, num_gpus=config.gpus_per_cell, max_retries=3)(_numbered)
+    at_a_time = max(config.jobs, int(ray.cluster_resources().get("CPU", 1) // config.threads))
+    references, running = {}, []
+
+    def shared(value):
+        if id(value) not in references:
+            references[id(value)] = ray.put(value)
+        return references[id(value)]
+
+    waiting = list(enumerate(jobs))[::-1]
+    while waiting or running:
+        while waiting and len(running) < at_a_time:
+            i, job = waiting.pop()
+            arguments = {k: shared(v) if k in SHARED else v for k, v in job.arguments().items() if k != "partial"}
+            running.append(run.remote(i, job.function, **arguments))
+        (done, *_), running = ray.wait(running)
+        yield ray.get(done)
+
+
+def start_ray(config):
+    """Connect to the cluster, or start one here; its workers get a copy of this folder's modules."""
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--cluster needs Ray: python -m pip install -r requirements-ray.txt")
+    if not ray.is_initialized():
+        here = Path(__file__).resolve().parent
+        kept_back = [".git", ".venv", "data", "checkpoints", "runs", "results", "tests", "*.ipynb"]
+        try:
+            ray.init(
+                address=None if config.cluster == "local" else config.cluster,
+                num_cpus=config.jobs * config.threads if config.cluster == "local" else None,
+                runtime_env={"working_dir": str(here), "excludes": kept_back},
+                log_to_driver=False,
+                include_dashboard=False if config.cluster == "local" else None,
+                logging_level="ERROR",
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UserError(f"--cluster {config.cluster}: no Ray cluster answers ({' '.join(str(error).split())})")
+    return ray

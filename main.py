@@ -53,7 +53,11 @@ def main(config):
         run(one, config)
         for task in tasks:
             print_tables(one, task, config)
-    print(f"Saved under {config.results_dir}, one JSON file for each data set, task, method and seed.")
+    trees = ", ".join(STUDIES[config.study])
+    print(f"\nCells, one JSON file for each data set, task, method and seed: {config.results_dir}/ ({trees})")
+    if config.save_models or "relearn" in STUDIES[config.study]:
+        print(f"Unlearned models: {config.checkpoints_dir}/unlearned/")
+    print(f"Tables and figures beside the paper's: python report.py --results-dir {config.results_dir}")
 
 
 def check(config):
@@ -68,15 +72,17 @@ def check(config):
             raise UserError(f"no method {method!r}; choose from {', '.join(METHODS)}, or all alone")
     if config.study not in STUDIES:
         raise UserError(f"--study {config.study}: must be one of {', '.join(STUDIES)}")
-    for name in ("jobs", "batch_size", "image_size", "pretrain_epochs", "retrain_epochs"):
+    for name in ("jobs", "threads", "batch_size", "image_size", "pretrain_epochs", "retrain_epochs"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    if config.threads < 0 or min(config.seeds) < 0:
-        raise UserError("--threads and --seeds must not be negative")
+    if min(config.seeds) < 0:
+        raise UserError(f"--seeds {min(config.seeds)}: must not be negative")
+    if config.cluster and "efficiency" in STUDIES[config.study]:
+        raise UserError(f"--study {config.study} times cells on one quiet machine; run it without --cluster")
     for text in config.override:
         parse_override(text)
-    resolve_device(config.device)
+    resolve_device(config)
     check_writable(config.results_dir)
     check_writable(config.checkpoints_dir)
     return replace(config, methods=methods)
@@ -282,6 +288,29 @@ def print_table(name, task, records, tree):
     study = "" if tree == "cells" else f" {tree},"
     print(f"\n{name}, {task.name}:{study} {seeds} seed{'s' if seeds > 1 else ''}, metrics in percent")
     print(shown.rename_axis(None).to_string())
+    for method, row in means.iterrows():
+        if retrain is not None and method != "Retrain":
+            print(f"  {method}: {in_words(row, retrain, task.metrics_kind)}")
+
+
+def in_words(row, retrain, kind):
+    """What a row of the table says about forgetting and about what was to be kept, beside Retrain.
+
+    Parameters
+    ----------
+    row, retrain : mapping of metric to float
+    kind : str
+        "random" or "class".
+    """
+    forgotten, kept = ("A_f", "A_ts") if kind == "random" else ("A_ts_f", "A_ts_r")
+    above, kept_above = row[forgotten] - retrain[forgotten], row[kept] - retrain[kept]
+    how = next(word for bound, word in ((0.3, "as"), (2, "slightly"), (float("inf"), "clearly")) if abs(above) <= bound)
+    verdict = "forgotten as by Retrain" if how == "as" else f"{how} {'under' if above > 0 else 'over'}-forgotten"
+    return f"{forgotten} {beside(above)} Retrain: {verdict}; {kept} {beside(kept_above)}"
+
+
+def beside(points):
+    return "level with" if abs(points) < 0.05 else f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
 
 
 def print_relearning(name, task, records):

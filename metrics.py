@@ -31,8 +31,11 @@ def predict(model, images, crops=None):
 
 
 def accuracy(p, labels):
-    """Percentage of the rows of `p`, (N, classes), whose largest entry is the label; nan for no rows."""
-    return 100 * (p.argmax(1) == labels).double().mean().item()
+    """Percentage of the rows of `p`, (N, classes), whose largest entry is the label; nan for no rows.
+
+    A row of a diverged model, nan all through, is wrong (argmax would call it class 0).
+    """
+    return 100 * ((p.argmax(1) == labels) & ~p.isnan().any(1)).double().mean().item()
 
 
 def membership_attack(remain_p, test_p, forget_p, other_test_p, threads=1):

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
+from config import UserError
+
 
 class CNN(nn.Module):
     """Two convolutions and three linear layers (section A.2.4), for 1x28x28 images.
@@ -40,6 +42,39 @@ class ResNet18(nn.Module):
     def forward(self, x):
         representation = self.features(x)
         return self.head(representation), representation
+
+
+class Represented(nn.Module):
+    """Any classifier whose forward gives logits, made to give (logits, representation).
+
+    Parameters
+    ----------
+    model : nn.Module
+    layer : str
+        Name of the submodule, as in ``model.named_modules()``, whose output is the representation: what the
+        classifier's head reads. It is flattened to (B, d).
+
+    Raises
+    ------
+    UserError
+        The model has no such layer.
+    """
+
+    def __init__(self, model, layer):
+        super().__init__()
+        known = [name for name, _ in model.named_modules() if name]
+        if layer not in known:
+            raise UserError(f"the model has no layer {layer!r}; its layers are {', '.join(known)}")
+        self.model, self.layer = model, layer
+
+    def forward(self, x):
+        seen = []
+        hook = self.model.get_submodule(self.layer).register_forward_hook(lambda _, __, output: seen.append(output))
+        try:
+            logits = self.model(x)
+        finally:
+            hook.remove()
+        return logits, seen[-1].flatten(1)
 
 
 MODELS = {"CNN": CNN, "ResNet-18": ResNet18}

@@ -25,7 +25,7 @@ from experiment import cell_spec, finished, run_jobs
 from metrics import METRICS, gap
 
 SPACE = {
-    "NegGrad": {"epochs": (1, 2, 3), "lr": (0.003, 0.01, 0.03, 0.1), "a": (0.7, 0.8, 0.9, 0.95, 0.98)},
+    "NegGrad": {"epochs": (1, 2, 4), "lr": (0.003, 0.01, 0.03), "a": (0.7, 0.75, 0.8, 0.9, 0.95, 0.98)},
     "Boundary": {"epochs": (1, 2, 5, 10), "lr": (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4)},
     "T-S": {"epochs": (1, 2, 3), "lr": (3e-5, 1e-4, 2e-4, 5e-4), "remain_fraction": (0.3,)},
     "SCRUB": {"epochs": (3, 5), "msteps": (2, 3), "lr": (5e-4, 1e-3, 2e-3, 5e-3, 0.01), "alpha": (0.001, 0.1, 0.5)},

@@ -95,9 +95,7 @@ def test_every_method_has_rows_for_every_kind_of_task():
     for method in METHODS:
         for dataset in ("OptDigits", "Digit", "CIFAR10", "CIFAR100", "Own"):
             for kind in ("random", "class", "few"):
-                row = hyperparameters(
-                    method, dataset, kind, training_row(dataset, "CNN" if dataset != "Own" else "CNN")
-                )
+                row = hyperparameters(method, dataset, kind, training_row(dataset, "CNN"))
                 assert all(value is not None for value in row.values())
     assert METHODS.keys() == HYPERPARAMETERS.keys()
 

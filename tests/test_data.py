@@ -245,3 +245,44 @@ def test_truncated_mnist_is_named(tmp_path, real_data, damage):
     file.write_bytes(file.read_bytes()[:damage])
     with pytest.raises(UserError, match=r"MNIST/raw .*damaged"):
         load("Digit", tmp_path)
+
+
+def ids_task(tmp_path, *lines):
+    path = tmp_path / "requests.txt"
+    path.write_text("\n".join(map(str, lines)) + "\n")
+    return parse_task(f"ids:{path}")
+
+
+def test_chosen_samples(tmp_path):
+    dataset = load("OptDigits", "nowhere")
+    split = make_split(dataset, ids_task(tmp_path, 7, "", " 3 ", 1436), 0)
+    assert split.forget.tolist() == [3, 7, 1436] and len(split.remain) == 1434
+    assert (split.kind, ids_task(tmp_path, 3).name) == ("few", "ids-requests")
+
+
+def test_chosen_files_of_an_image_folder(tmp_path):
+    dataset = load("Own", write_tree(tmp_path))
+    split = make_split(dataset, ids_task(tmp_path, "dog/2.png", 0), 0)
+    named = {dataset.files[i] for i in dataset.order[split.forget].tolist()}
+    assert named == {"dog/2.png", "cat/0.png"}  # index 0 is the first of the sorted files
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        ((5, 6, 5), "line 3: 5 is there twice, first in line 1"),
+        ((1437,), "line 1: OptDigits has no training sample 1437, only 0 to 1436"),
+        ((0, -1), "line 2: OptDigits has no training sample -1"),
+        ((1, "", "two"), "line 3: 'two' is not an index of a training sample"),
+        (range(1437), "forgets all 1437"),
+        ((), "names no sample"),
+    ],
+)
+def test_bad_ids_are_refused(tmp_path, lines, message):
+    with pytest.raises(UserError, match=message):
+        make_split(load("OptDigits", "nowhere"), ids_task(tmp_path, *lines), 0)
+
+
+def test_missing_ids_file_is_refused():
+    with pytest.raises(UserError, match=r"ids:nowhere\.txt: the file cannot be read"):
+        parse_task("ids:nowhere.txt")

@@ -85,4 +85,5 @@ def test_gap_is_the_mean_distance():
 
 def test_attack_on_a_diverged_model():
     p = torch.full((100, 4), torch.nan)
+    assert accuracy(p, torch.zeros(100, dtype=torch.long)) == 0
     assert membership_attack(p, p, p[:10], p[:10]) == 50
