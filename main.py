@@ -306,7 +306,7 @@ def in_words(row, retrain, kind):
     above, kept_above = row[forgotten] - retrain[forgotten], row[kept] - retrain[kept]
     how = next(word for bound, word in ((0.3, "as"), (2, "slightly"), (float("inf"), "clearly")) if abs(above) <= bound)
     verdict = "forgotten as by Retrain" if how == "as" else f"{how} {'under' if above > 0 else 'over'}-forgotten"
-    return f"{forgotten} {beside(above)} Retrain: {verdict}; {kept} {beside(kept_above)}"
+    return f"{forgotten} {beside(above)} Retrain: {verdict}; {kept} {beside(kept_above)} Retrain"
 
 
 def beside(points):

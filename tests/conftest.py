@@ -11,7 +11,7 @@ from config import Config
 from data import Images, Split
 
 ROOT = Path(__file__).parent.parent
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -1,0 +1,152 @@
+"""CaMU on any torch classifier, and every example of the README."""
+
+import re
+import runpy
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+import torchvision
+from conftest import ROOT, make_toy_split
+
+import camu
+import main
+import models
+from baselines import METHODS
+from config import HYPERPARAMETERS, Config, UserError, hyperparameters, settings
+from data import tensor_split
+from metrics import METRICS
+
+NETS = {
+    "mobilenet_v3_small": lambda: torchvision.models.mobilenet_v3_small(num_classes=4),
+    "resnet18": lambda: torchvision.models.resnet18(num_classes=4),
+}
+
+
+def colour_images(count=160, seed=0):
+    """Float images of 4 classes that a small network tells apart after a few steps."""
+    rng = torch.Generator().manual_seed(seed)
+    y = torch.arange(count) % 4
+    x = torch.rand(count, 3, 32, 32, generator=rng)
+    for k in range(4):
+        x[y == k, k % 3, 8 * k : 8 * k + 8] += 2
+    return x - 0.5, y
+
+
+def train_net(net, x, y, epochs=6):
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.1  # MobileNet's 0.01 wants more steps than a test has
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    rng = torch.Generator().manual_seed(0)
+    net.train()
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x), generator=rng).split(32):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
+            optimizer.step()
+    return net.eval()
+
+
+def accuracy(model, x, y):
+    with torch.no_grad():
+        return (model(x)[0].argmax(1) == y).float().mean().item()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETS)
+def test_torchvision_model_forgets_a_class_and_keeps_the_rest(name):
+    x, y = colour_images()
+    torch.manual_seed(0)
+    f_o = models.Represented(train_net(NETS[name](), x, y, epochs=12 if "mobile" in name else 6), layer="avgpool")
+    before = accuracy(f_o, x, y)
+    assert before > 0.9
+    split = tensor_split(x, y, (y == 2).nonzero()[:, 0])
+    assert split.kind == "class" and split.forgotten_classes == (2,)
+    row = hyperparameters("CaMU", "own", split.kind) | {"repeats": 10}
+    f_u = camu.unlearn(f_o, split, settings(row, seed=0))
+    assert accuracy(f_u, x[y == 2], y[y == 2]) < 0.05
+    assert accuracy(f_u, x[y != 2], y[y != 2]) > before - 0.05
+    assert accuracy(f_o, x, y) == before
+    logits, z = f_u(x[:3])
+    assert logits.shape == (3, 4) and z.shape[0] == 3 and z.dim() == 2
+    few = tensor_split(x, y, [0, 5])
+    assert few.kind == "few" and few.forgotten_classes == ()
+    f_u = camu.unlearn(f_o, few, settings(hyperparameters("CaMU", "own", few.kind), seed=0))
+    assert accuracy(f_u, x, y) > before - 0.02
+
+
+def test_unknown_layer_is_refused():
+    with pytest.raises(UserError, match=r"no layer 'pool'; its layers are .*avgpool"):
+        models.Represented(NETS["resnet18"](), layer="pool")
+
+
+@pytest.mark.parametrize("forget", [[], [1, 1], [-1], [160], list(range(160))])
+def test_bad_indices_are_refused(forget):
+    x, y = colour_images()
+    with pytest.raises(UserError):
+        tensor_split(x, y, torch.tensor(forget, dtype=torch.long))
+
+
+def readme_blocks(containing):
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return [block for block in blocks if containing in block]
+
+
+@pytest.mark.slow
+def test_readme_own_model(tmp_path, monkeypatch):
+    (code,) = readme_blocks("Represented")
+    x, y = colour_images(80)
+    net = train_net(torchvision.models.mobilenet_v3_small(num_classes=10), x, y, epochs=1)
+    torch.save(net.state_dict(), tmp_path / "my_weights.pt")
+    torch.save((x, y), tmp_path / "my_training_set.pt")
+    (tmp_path / "example.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("example.py")
+    assert len(list(tmp_path.glob("unlearned*.pt"))) == 2
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+
+
+@pytest.mark.slow
+def test_readme_loads_a_saved_model(tmp_path):
+    (code,) = readme_blocks("models.load")
+    common = ("--tasks", "class0", "--methods", "CaMU", "--save-models", "--pretrain-epochs", "1", "--quiet")
+    command = [sys.executable, str(ROOT / "main.py"), *common]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+    (tmp_path / "predict.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}")
+    done = subprocess.run([sys.executable, "predict.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert re.fullmatch(r"tensor\(\[\d(, \d){4}\]\)\n", done.stdout), done.stderr
+
+
+def test_readme_added_method(monkeypatch, small_config, tmp_path):
+    """The example of a method of one's own, added as the README says."""
+    (code,) = readme_blocks("def unlearn(")
+    path = tmp_path / "finetune.py"
+    path.write_text(code)
+    module = runpy.run_path(str(path))
+    monkeypatch.setitem(METHODS, "Finetune", type("module", (), {"unlearn": staticmethod(module["unlearn"])}))
+    row = re.search(r'"Finetune": (\{.*\}),', (ROOT / "README.md").read_text())[1]
+    monkeypatch.setitem(HYPERPARAMETERS, "Finetune", eval(row, {"ANY": "any"}))
+    main.main(replace(small_config, tasks=("class0",), methods=("Retrain", "Finetune")))
+    assert (tmp_path / "results/cells/OptDigits/class0/Finetune/seed0.json").exists()
+    split = make_toy_split()
+    f_o = models.build("CNN", 4, seed=0).eval()
+    f_u = module["unlearn"](f_o, split, settings({"epochs": 1, "lr": 1e-3}, seed=0))
+    assert accuracy(f_u, split.train.batch(split.remain), split.train.labels[split.remain]) > 0.5
+
+
+def test_gap_in_words():
+    retrain = {"A_f": 98.0, "A_ts": 97.0, "A_ts_f": 0.0, "A_ts_r": 99.0}
+    row = {"A_f": 98.4, "A_ts": 96.9, "A_ts_f": 40.0, "A_ts_r": 99.0}
+    assert main.in_words(row, retrain, "random") == (
+        "A_f 0.4 points above Retrain: slightly under-forgotten; A_ts 0.1 points below Retrain"
+    )
+    assert main.in_words(row, retrain, "class") == (
+        "A_ts_f 40.0 points above Retrain: clearly under-forgotten; A_ts_r level with Retrain"
+    )
+    assert "over-forgotten" in main.in_words(row | {"A_f": 97.0}, retrain, "random")
+    assert "forgotten as by Retrain" in main.in_words(row | {"A_f": 98.1}, retrain, "random")
+    assert set(METRICS) == {"random", "class"} and Config().study == "plain"
