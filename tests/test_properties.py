@@ -71,6 +71,6 @@ def test_joint_dataset_invariants(dataset, seed, repeats, data):
     assert sorted(joint.forget.tolist()) == sorted(sorted(forget) * repeats)
     assert not torch.isin(joint.remain, split.forget).any()
     assert (joint.y_c != split.train.labels[joint.forget]).all()
-    assert 0 <= joint.y_c.min() and joint.y_c.max() < split.classes
+    assert joint.y_c.min() >= 0 and joint.y_c.max() < split.classes
     for _, x_r, x_c in counterfactuals(split, joint):
-        assert 0 <= (x_c - x_r).min() and (x_c - x_r).max() <= 1
+        assert (x_c - x_r).min() >= 0 and (x_c - x_r).max() <= 1
