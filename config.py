@@ -84,14 +84,15 @@ ABLATION = {
 
 # HYPERPARAMETERS[method][family or data set, kind of task]; ANY stands for those without a row of their own, None for
 # the data set's value in TRAINING. The MNIST and CIFAR rows of CaMU are the published ones; its `repeats` is how often
-# D_f is repeated in the joint dataset.
+# D_f is repeated in the joint dataset. The baselines' OptDigits and MNIST rows come from trials with seeds of at least
+# 100 (benchmarks/tune.py); their CIFAR rows start from each paper's values and are not tuned yet.
 HYPERPARAMETERS = {
     "Retrain": {(ANY, ANY): {"epochs": None, "lr": None}},
     "NegGrad": {
         ("OptDigits", "random"): {"epochs": 1, "lr": 0.03, "a": 0.95},
         ("OptDigits", "class"): {"epochs": 4, "lr": 0.01, "a": 0.75},
-        ("MNIST", "random"): {"epochs": 1, "lr": 0.01, "a": 0.98},
-        ("MNIST", "class"): {"epochs": 1, "lr": 0.01, "a": 0.95},
+        ("MNIST", "random"): {"epochs": 1, "lr": 0.03, "a": 0.7},
+        ("MNIST", "class"): {"epochs": 1, "lr": 0.01, "a": 0.98},
         ("CIFAR", "random"): {"epochs": 5, "lr": 0.01, "a": 0.99},
         ("CIFAR", "class"): {"epochs": 5, "lr": 0.01, "a": 0.95},
         (ANY, "random"): {"epochs": 1, "lr": 0.01, "a": 0.95},
@@ -110,16 +111,24 @@ HYPERPARAMETERS = {
     "T-S": {
         ("OptDigits", "random"): {"epochs": 3, "lr": 5e-4, "remain_fraction": 0.3},
         ("OptDigits", "class"): {"epochs": 2, "lr": 5e-4, "remain_fraction": 0.3},
+        ("MNIST", "random"): {"epochs": 2, "lr": 5e-4, "remain_fraction": 0.3},
+        ("MNIST", "class"): {"epochs": 2, "lr": 5e-4, "remain_fraction": 0.3},
         (ANY, ANY): {"epochs": 1, "lr": 1e-4, "remain_fraction": 0.3},
     },
     "SCRUB": {
+        ("OptDigits", "random"): {"epochs": 5, "msteps": 2, "lr": 5e-4, "alpha": 0.1, "gamma": 1.0, "temperature": 4.0},
         ("OptDigits", "class"): {"epochs": 3, "msteps": 3, "lr": 1e-3, "alpha": 0.1, "gamma": 1.0, "temperature": 4.0},
-        (ANY, "class"): {"epochs": 5, "msteps": 3, "lr": 5e-4, "alpha": 0.1, "gamma": 1.0, "temperature": 4.0},
-        (ANY, ANY): {"epochs": 5, "msteps": 2, "lr": 5e-4, "alpha": 0.1, "gamma": 1.0, "temperature": 4.0},
+        ("MNIST", "random"): {"epochs": 3, "msteps": 2, "lr": 3e-5, "alpha": 0.1, "gamma": 1.0, "temperature": 4.0},
+        ("MNIST", "class"): {"epochs": 3, "msteps": 2, "lr": 2e-5, "alpha": 0.1, "gamma": 1.0, "temperature": 4.0},
+        ("CIFAR", "random"): {"epochs": 3, "msteps": 2, "lr": 5e-4, "alpha": 0.001, "gamma": 0.99, "temperature": 4.0},
+        ("CIFAR", "class"): {"epochs": 3, "msteps": 2, "lr": 5e-4, "alpha": 0.001, "gamma": 0.99, "temperature": 4.0},
+        (ANY, ANY): {"epochs": 3, "msteps": 2, "lr": 1e-4, "alpha": 0.1, "gamma": 1.0, "temperature": 4.0},
     },
     "SISA": {(ANY, ANY): {"shards": 5, "slices": 4, "epochs": None, "lr": None}},
     "Unroll": {
         ("OptDigits", "random"): {"epochs": 2, "lr": 1e-3},
+        ("MNIST", "random"): {"epochs": 1, "lr": 0.01},
+        ("MNIST", "class"): {"epochs": 1, "lr": 0.01},
         (ANY, ANY): {"epochs": 1, "lr": 3e-3},
     },
     "CaMU": {

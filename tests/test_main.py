@@ -41,7 +41,7 @@ def test_default_run(run_main, tmp_path):
     forgotten = found[Path("cells/OptDigits/class0/CaMU/seed0.json")]
     assert forgotten["metrics"]["A_f"] == 0 and forgotten["metrics"]["A_ts_r"] > 95  # A_f of f_o is 100
     assert re.search(r"pre-unlearning model, accuracy \d+\.\d\d %", done.stdout)
-    for text in ("OptDigits, random10", "OptDigits, class0", "A_ts_f", "gap", "time_s", f"{tmp_path}/results/cells"):
+    for text in ("OptDigits, random10", "OptDigits, class0", "A_ts_f", "gap", "time_s", f"{tmp_path}/results/ (cells)"):
         assert text in done.stdout
     assert "it/s" not in done.stderr  # no bars where there is no terminal
 
