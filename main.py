@@ -153,7 +153,9 @@ def make_shared(one, config):
         f"{name}: pre-unlearning model, accuracy {found['train']:.2f} % on the training and {found['test']:.2f} % on "
         "the test images"
     )
-    missing = {one.specs[cell]["method"] for cell in one.specs if cell not in one.records or needs_model(cell, config)}
+    missing = {
+        one.specs[cell]["method"] for cell in one.specs if cell not in one.records or needs_model(cell, one, config)
+    }
     training = training_row(name, one.dataset.model, config.pretrain_epochs, config.retrain_epochs)
     for method in sorted(missing):
         if hasattr(METHODS[method], "prepare_shard"):
@@ -201,17 +203,19 @@ def remove(partial):
         path.unlink()
 
 
-def needs_model(cell, config):
-    """Whether the cell's unlearned model has to be kept, for the user or for relearning, and is not there yet."""
-    wanted = config.save_models or "relearn" in STUDIES[config.study]
-    return wanted and cell.tree == "cells" and not cell.model_path(config).exists()
+def needs_model(cell, one, config):
+    """Whether the cell's unlearned model is to be kept, for the user or for relearning, and is not there."""
+    if cell.tree != "cells" or not (config.save_models or "relearn" in STUDIES[config.study]):
+        return False
+    stored = load_or_set_aside(cell.model_path(config), load_tensors)
+    return stored is None or stored["config"] != one.specs[cell]
 
 
 def run(one, config):
     """Run the cells that are not finished, tree by tree."""
     for tree in STUDIES[config.study]:
         cells = [cell for cell in one.specs if cell.tree == tree]
-        todo = [cell for cell in cells if cell not in one.records or needs_model(cell, config)]
+        todo = [cell for cell in cells if cell not in one.records or needs_model(cell, one, config)]
         make = relearning_job if tree == "relearn" else unlearning_job
         alone = replace(config, jobs=1) if tree == "efficiency" else config
         run_jobs([make(cell, one, alone) for cell in todo], alone, f"{one.dataset.name}: {tree}")
@@ -220,7 +224,7 @@ def run(one, config):
 def unlearning_job(cell, one, config):
     spec = one.specs[cell]
     partial = cell.model_path(config).parent / f"{key(spec)}.partial.pt"
-    store = needs_model(cell, config)
+    store = needs_model(cell, one, config)
 
     def keep(result):
         record, stored = result
