@@ -9,7 +9,6 @@ import copy
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from data import counterfactuals, generator, joint_dataset
 from training import adam, epoch_bar, take_step
@@ -61,9 +60,11 @@ def log_p(model, x):
 
 
 def forward_both(model, x_r, x_f):
-    """f_u on both batches; in one pass where samples of a batch do not act on each other, which is faster."""
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-        return *model(x_r), *model(x_f)
+    """f_u's (logits, representation) of x_r and of x_f, from one pass over both.
+
+    One pass is faster, and batch normalisation needs it: on its own, a batch of x_f (one class, or a few samples over
+    and over) would be normalised by statistics that no later input has.
+    """
     logits, z = model(torch.cat([x_r, x_f]))
     return logits[: len(x_r)], z[: len(x_r)], logits[len(x_r) :], z[len(x_r) :]
 

@@ -68,7 +68,7 @@ def test_torchvision_model_forgets_a_class_and_keeps_the_rest(name):
     row = hyperparameters("CaMU", "own", split.kind)
     f_u = camu.unlearn(f_o, split, settings(row, seed=0))
     assert accuracy(f_u, x[y == 2], y[y == 2]) < 0.05
-    assert accuracy(f_u, x[y != 2], y[y != 2]) > before - 0.15
+    assert accuracy(f_u, x[y != 2], y[y != 2]) > before - 0.05
     assert accuracy(f_o, x, y) == before
     logits, z = f_u(x[:3])
     assert logits.shape == (3, 4) and z.shape[0] == 3 and z.dim() == 2
