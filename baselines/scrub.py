@@ -6,6 +6,10 @@ KL(teacher || student); then comes a min-epoch over D_r, which descends gamma * 
 Both KLs are at temperature T with the factor T^2, means over the batch; one SGD optimiser with momentum 0.9 and weight
 decay 5e-4 serves both. SCRUB+R, the variant with rewinding, is not what the CaMU paper compares with.
 
+At f_o itself the KL has no slope, so the first max-epoch only acts through whatever makes the student differ from the
+teacher (batch normalisation in training mode; nothing in the CNN): there forgetting begins with the second, and the
+outcome is sensitive to the learning rate, from no forgetting to divergence within a factor of two or three.
+
 Deviations from the published code: batches of both sets have this repository's batch size, 32; the learning rate is
 constant; learning rate, epochs, msteps, alpha and gamma come from the table in `config.py`.
 """
