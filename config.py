@@ -84,8 +84,8 @@ ABLATION = {
 
 # HYPERPARAMETERS[method][family or data set, kind of task]; ANY stands for those without a row of their own, None for
 # the data set's value in TRAINING. The MNIST and CIFAR rows of CaMU are the published ones; its `repeats` is how often
-# D_f is repeated in the joint dataset. The baselines' OptDigits and MNIST rows come from trials with seeds of at least
-# 100 (benchmarks/tune.py); their CIFAR rows start from each paper's values and are not tuned yet.
+# D_f is repeated in the joint dataset. The baselines' OptDigits and MNIST rows come from a few trials with seed
+# 100 (benchmarks/tune.py is the systematic search); their CIFAR rows are each paper's values or near, not tuned yet.
 HYPERPARAMETERS = {
     "Retrain": {(ANY, ANY): {"epochs": None, "lr": None}},
     "NegGrad": {
