@@ -25,7 +25,7 @@ from data import (
     make_split,
     save_atomically,
 )
-from metrics import accuracy, evaluate, predict
+from metrics import accuracy, evaluate, evaluation_crops, predict
 from training import train
 
 PRETRAINING_SEED = 0  # one pre-unlearning model (and one set of SISA shards) per data set, for every task and seed
@@ -269,9 +269,7 @@ def run_relearning(cell, spec, dataset, stored, progress=False):
     split = make_split(dataset, cell.task, cell.seed)
     images = split.train
     model = models.restore(stored["model"], stored["classes"], stored["state"], spec["device"], stored["members"])
-    crops = None
-    if dataset.published_protocol:
-        crops = images.draw_crops(len(images), generator(cell.seed, "evaluation crops"))
+    crops = evaluation_crops(dataset, cell.seed)
     curves = {"A_r": [], "A_f": []}
 
     def follow():

@@ -84,6 +84,12 @@ def _attack_features(members, others):
     return x, np.r_[np.ones(len(members)), np.zeros(len(others))]
 
 
+def evaluation_crops(dataset, seed):
+    """The training transform's crops that training samples are evaluated with on CIFAR; None where they are not."""
+    train = dataset.train
+    return train.draw_crops(len(train), generator(seed, "evaluation crops")) if dataset.published_protocol else None
+
+
 def evaluate(model, dataset, split, seed, threads=1):
     """All metrics of one unlearned model.
 
@@ -111,9 +117,8 @@ def evaluate(model, dataset, split, seed, threads=1):
     """
     train, test = dataset.train, dataset.test
     test_p, clean_p = predict(model, test), predict(model, train)
-    train_p = clean_p
-    if dataset.published_protocol:
-        train_p = predict(model, train, train.draw_crops(len(train), generator(seed, "evaluation crops")))
+    crops = evaluation_crops(dataset, seed)
+    train_p = clean_p if crops is None else predict(model, train, crops)
     found = {
         "A_r": accuracy(train_p[split.remain], train.labels[split.remain]),
         "A_f": accuracy(train_p[split.forget], train.labels[split.forget]),
