@@ -25,10 +25,10 @@ from experiment import cell_spec, finished, run_jobs
 from metrics import gap
 
 SPACE = {
-    "NegGrad": {"epochs": (1, 2, 4), "lr": (0.003, 0.01, 0.03), "a": (0.7, 0.75, 0.8, 0.9, 0.95, 0.98)},
+    "NegGrad": {"epochs": (1, 2), "lr": (0.003, 0.01, 0.03), "a": (0.7, 0.8, 0.9, 0.95, 0.98)},
     "Boundary": {"epochs": (1, 2, 5, 10), "lr": (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4)},
     "T-S": {"epochs": (1, 2, 3), "lr": (3e-5, 1e-4, 2e-4, 5e-4), "remain_fraction": (0.3,)},
-    "SCRUB": {"epochs": (3, 5), "msteps": (2, 3), "lr": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3), "alpha": (0.1, 0.5)},
+    "SCRUB": {"epochs": (3,), "msteps": (1, 2, 3), "lr": (1e-5, 2e-5, 3e-5, 5e-5), "alpha": (0.1, 0.5)},
     "Unroll": {"epochs": (1, 2), "lr": (0.001, 0.003, 0.01, 0.03, 0.05, 0.1)},
 }
 
@@ -68,9 +68,9 @@ def search(arguments):
         raise UserError(f"--seeds {min(arguments.seeds)}: tuning uses seeds of at least 100")
     config = replace(main.check(arguments), save_models=False)
     tasks = [parse_task(text) for text in config.tasks]
-    for name in config.dataset:
+    for name, task in itertools.product(config.dataset, tasks):
         one = main.plan(name, [], config)
-        for task, seed in itertools.product(tasks, config.seeds):
+        for seed in config.seeds:
             split = make_split(one.dataset, task, seed)
             wanted = [("Retrain", 0, {})]
             wanted += [(m, i, point) for m in config.methods for i, point in enumerate(points(m, config.trials))]
@@ -83,9 +83,8 @@ def search(arguments):
                     one.records[trial] = record
         main.make_shared(one, config)
         jobs = [main.unlearning_job(trial, one, config) for trial in one.specs if trial not in one.records]
-        run_jobs(jobs, config, f"{name}: tuning")
-        for task in tasks:
-            summarise(one, task, config)
+        run_jobs(jobs, config, f"{name} {task.name}: tuning")
+        summarise(one, task, config)
 
 
 def summarise(one, task, config):
@@ -93,7 +92,6 @@ def summarise(one, task, config):
     rows = [
         {"method": t.method, "trial": t.number, **r["config"]["hyperparameters"], **r["metrics"], "time_s": r["time_s"]}
         for t, r in one.records.items()
-        if t.task == task
     ]
     frame = pd.DataFrame(rows).groupby(["method", "trial"], as_index=False).mean()
     retrain = frame[frame.method == "Retrain"].iloc[0]
