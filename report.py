@@ -19,14 +19,30 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+import claims
 from baselines import METHODS
 from config import ABLATION, DATASETS, FAMILIES, FEW, UserError, hyperparameters, training_row
 from experiment import check_writable
-from metrics import METRICS, gap
-
-PAPER_VALUES = Path(__file__).parent / "results" / "paper_values.csv"
-PAPER_DATASETS = ("Digit", "Fashion", "CIFAR10", "CIFAR100")
-PAPER_TASKS = ("random10", "class0", "random15", "random20", "class1", "class2")
+from metrics import METRICS
+from summary import (
+    CLEAN,
+    DIRECTIONS,
+    MAIN_TASKS,
+    PAPER_DATASETS,
+    PAPER_TASKS,
+    gap_and_time,
+    in_paper,
+    kind,
+    mia_difference,
+    rank,
+    read_cells,
+    read_paper_values,
+    relearning_curves,
+    relearning_extremes,
+    summarise,
+    summarise_times,
+    timed_tree,
+)
 
 # The paper's tables: the task and the metrics of each.
 RANDOM_METRICS, CLASS_METRICS = ("A_r", "A_f", "A_ts"), ("A_ts_r", "A_ts_f")
@@ -38,8 +54,8 @@ EFFECTIVENESS_TABLES = {
     10: ("class1", CLASS_METRICS),
     11: ("class2", CLASS_METRICS),
 }
-MIA_TABLES = {4: ("random10", "class0"), 12: ("random15", "random20", "class1", "class2")}
-TIME_TABLES = {5: ("random10", "class0"), 13: ("random15", "random20", "class1", "class2")}
+MIA_TABLES = {4: MAIN_TASKS, 12: PAPER_TASKS[2:]}
+TIME_TABLES = {5: MAIN_TASKS, 13: PAPER_TASKS[2:]}
 ABLATION_TABLES = {6: ("random10", (*RANDOM_METRICS, "MIA")), 7: ("class0", (*CLASS_METRICS, "MIA"))}
 RELEARNING_FIGURES = {"random10": 4, "class0": 5}
 ABLATION_METHODS = ("Retrain", *ABLATION, "CaMU")
@@ -61,8 +77,6 @@ SISA_REMARK = (
 )
 
 ORDERS = {"dataset": (*PAPER_DATASETS, *DATASETS), "task": PAPER_TASKS, "method": (*METHODS, *ABLATION)}
-CLEAN = ("A_r_clean", "A_f_clean")
-DIRECTIONS = {**dict.fromkeys(("A_r", "A_f", "MIA", *CLEAN), "≈"), "A_ts": "↑", "A_ts_r": "↑"}  # all others: ↓
 MARKS = {0: "{}", 1: "**{}**", 2: "<ins>{}</ins>"}
 MISSING, NOT_AVAILABLE = "missing", "n/a"
 
@@ -108,6 +122,8 @@ class Settings:
 
     results_dir: str = "results"
     """the folder with cells/, ablation/, relearn/ and efficiency/; report.md and figures/ are written there"""
+    readme: str | None = None
+    """a file whose results section, between two marks, is to be written anew as well"""
 
 
 def main(settings):
@@ -119,260 +135,8 @@ def main(settings):
         save_figure(figure, folder / "figures" / name)
     (folder / "report.md").write_text(report(cells, set(figures), settings.results_dir), encoding="utf-8")
     print(f"{len(cells)} cells: wrote {folder / 'report.md'} and {len(figures)} figures (PNG and SVG)")
-
-
-# ---------------------------------------------------------------------------------------------------- the numbers
-
-
-def read_cells(results_dir):
-    """All finished cells.
-
-    Parameters
-    ----------
-    results_dir : str or Path
-
-    Returns
-    -------
-    DataFrame
-        One row a cell: `tree`, `dataset`, `task`, `method`, `seed`, the metrics (nan where a cell has none), `time_s`,
-        `conditions` (text, "" where not recorded), `curves` (of relearning: {"A_r": [...], "A_f": [...]}), `config`
-        and `versions`.
-
-    Raises
-    ------
-    UserError
-        There is no cell, or one that cannot be read.
-    """
-    found = []
-    for tree in ("cells", "ablation", "relearn", "efficiency"):
-        for path in sorted(Path(results_dir, tree).glob("*/*/*/seed*.json")):
-            try:
-                found.append({"tree": tree, **_flat(json.loads(path.read_text(encoding="utf-8")))})
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path} is no sound cell ({error!r}); remove it and run main.py again")
-    if not found:
-        raise UserError(f"{results_dir} holds no cells; make some with main.py --results-dir {results_dir}")
-    return pd.DataFrame(found)
-
-
-def _flat(record):
-    return {
-        **{name: record[name] for name in ("dataset", "task", "method", "seed")},
-        **record.get("metrics", {}),
-        "time_s": record.get("time_s", math.nan),
-        "conditions": _conditions(record.get("conditions")),
-        "curves": {name: record[name] for name in ("A_r", "A_f")} if "A_r" in record else None,
-        "config": record.get("config", {}),
-        "versions": record.get("versions", {}),
-    }
-
-
-def _conditions(found):
-    if not found:
-        return ""
-    counts = [f"{found[name]} {name if found[name] != 1 else name[:-1]}" for name in ("threads", "jobs")]
-    return f"{found['device']}, {counts[0]} a cell, {counts[1]} at a time"
-
-
-def kind(task):
-    """ "random" or "class": which of `metrics.METRICS` a task has."""
-    return "class" if task.startswith("class") else "random"
-
-
-def summarise(cells):
-    """Mean, population std and number of seeds of every metric, and the gap to Retrain.
-
-    Parameters
-    ----------
-    cells : DataFrame
-        From `read_cells`.
-
-    Returns
-    -------
-    dict
-        (tree, dataset, task, method, metric) -> (mean, std, seeds), for the trees "cells" and "ablation"; the latter
-        has the former's Retrain and CaMU as well. The metric "gap" has no std (nan).
-    """
-    base = cells[(cells.tree == "cells") & cells.method.isin(["Retrain", "CaMU"])].assign(tree="ablation")
-    plain = pd.concat([cells[cells.tree.isin(["cells", "ablation"])], base])
-    names = [name for name in (*METRICS["class"], *CLEAN) if name in plain]
-    if plain.empty or not names:
-        return {}
-    place = ["tree", "dataset", "task", "method"]
-    long = plain.melt(place, names, "metric").dropna(subset="value")
-    found = _statistics(long.groupby([*place, "metric"])["value"])
-    for group in dict.fromkeys(key[:4] for key in found):
-        stats = _gap(found, group)
-        if stats:
-            found[*group, "gap"] = stats
-    return found
-
-
-def _statistics(groups):
-    return {key: (float(v.mean()), float(v.std(ddof=0)), int(v.count())) for key, v in groups}
-
-
-def _gap(found, group):
-    *place, method = group
-    names = METRICS[kind(place[2])]
-    ours, retrain = ({name: found.get((*place, m, name)) for name in names} for m in (method, "Retrain"))
-    if method == "Retrain" or None in ours.values() or None in retrain.values():
-        return None
-    means = [{name: mean for name, (mean, _, _) in side.items()} for side in (ours, retrain)]
-    seeds = min(count for side in (ours, retrain) for _, _, count in side.values())
-    return gap(*means, kind(place[2])), math.nan, seeds
-
-
-def summarise_times(cells, tree="efficiency"):
-    """Time and time relative to Retrain, only between cells measured under the same conditions.
-
-    Returns
-    -------
-    dict
-        (dataset, task, conditions, method) -> (mean, std, seeds, ratio); the ratio is nan where Retrain has no time
-        under these conditions, or the conditions were not recorded.
-    """
-    timed = cells[(cells.tree == tree) & cells.time_s.notna()]
-    found = _statistics(timed.groupby(["dataset", "task", "conditions", "method"])["time_s"])
-
-    def ratio(key):
-        retrain = found.get((*key[:3], "Retrain"))
-        return found[key][0] / retrain[0] if retrain and key[2] else math.nan
-
-    return {key: (*stats, ratio(key)) for key, stats in found.items()}
-
-
-def mia_difference(stats, pairs, methods=tuple(METHODS)):
-    """MIA_diff: the mean of |MIA - Retrain's MIA| over those pairs of data set and task for which both are there.
-
-    Parameters
-    ----------
-    stats : dict
-        From `summarise`.
-    pairs : sequence of (dataset, task)
-    methods : sequence of str
-
-    Returns
-    -------
-    dict
-        method -> (MIA_diff, number of pairs it is over); methods without any are left out.
-    """
-    found = {}
-    for method in methods:
-        ours, retrain = ([stats.get(("cells", *pair, m, "MIA")) for pair in pairs] for m in (method, "Retrain"))
-        differences = [abs(a[0] - b[0]) for a, b in zip(ours, retrain) if a and b]
-        if differences and method != "Retrain":
-            found[method] = (float(np.mean(differences)), len(differences))
-    return found
-
-
-def relearning_curves(cells):
-    """How A_r and A_f differ from before relearning, after each epoch.
-
-    Returns
-    -------
-    DataFrame
-        Columns `dataset`, `task`, `method`, `metric` ("A_r", "A_f"), `epoch` (0: before), `mean`, `std`, `seeds`.
-    """
-    columns = ["dataset", "task", "method", "metric", "epoch"]
-    rows = [
-        (cell.dataset, cell.task, cell.method, metric, epoch, value - values[0])
-        for cell in cells[cells.tree == "relearn"].itertuples()
-        for metric, values in cell.curves.items()
-        for epoch, value in enumerate(values)
-    ]
-    found = _statistics(pd.DataFrame(rows, columns=[*columns, "value"]).groupby(columns)["value"])
-    return pd.DataFrame([(*key, *stats) for key, stats in found.items()], columns=[*columns, "mean", "std", "seeds"])
-
-
-def relearning_extremes(cells):
-    """The largest |difference to before| while D_r is learned again.
-
-    Parameters
-    ----------
-    cells : DataFrame
-        From `read_cells`, of one task.
-
-    Returns
-    -------
-    dict
-        (dataset, method, metric) -> (mean, std, seeds).
-    """
-    rows = [
-        (cell.dataset, cell.method, metric, max(abs(value - values[0]) for value in values))
-        for cell in cells[cells.tree == "relearn"].itertuples()
-        for metric, values in cell.curves.items()
-    ]
-    columns = ["dataset", "method", "metric"]
-    return _statistics(pd.DataFrame(rows, columns=[*columns, "value"]).groupby(columns)["value"])
-
-
-def gap_and_time(cells):
-    """The points of the scatter: every method's gap and its time relative to Retrain.
-
-    Returns
-    -------
-    DataFrame
-        Columns `dataset`, `task`, `method`, `conditions`, `gap`, `ratio`, `tree` (that the times are from: see
-        `timed_tree`); only where both are there.
-    """
-    stats, times = summarise(cells), {tree: summarise_times(cells, tree) for tree in ("efficiency", "cells")}
-    rows = [
-        (dataset, task, method, conditions, stats["cells", dataset, task, method, "gap"][0], ratio, tree)
-        for tree, found in times.items()
-        for (dataset, task, conditions, method), (_, _, _, ratio) in found.items()
-        if tree == timed_tree(cells, dataset, task)
-        and ("cells", dataset, task, method, "gap") in stats
-        and not math.isnan(ratio)
-    ]
-    return pd.DataFrame(rows, columns=["dataset", "task", "method", "conditions", "gap", "ratio", "tree"])
-
-
-def timed_tree(cells, dataset, task):
-    """Where times are taken from: the paper's tables only from the timings on a quiet machine, others from what is
-    there."""
-    here = cells[(cells.dataset == dataset) & (cells.task == task)]
-    quiet = in_paper(dataset, task) or "efficiency" in set(here.tree)
-    return "efficiency" if quiet else "cells"
-
-
-def in_paper(dataset, task):
-    return dataset in PAPER_DATASETS and task in PAPER_TASKS
-
-
-def rank(values, metric):
-    """Which entries of a row are marked.
-
-    Parameters
-    ----------
-    values : dict of method to float
-    metric : str
-        Decides the direction: closest to Retrain, highest or lowest.
-
-    Returns
-    -------
-    dict of method to int
-        1 for the best, 2 for the second best. Retrain is never marked; what is equal at the two decimals shown shares
-        its mark; with fewer than two methods to compare there is none.
-    """
-    direction = DIRECTIONS.get(metric, "↓")
-    others = {method: value for method, value in values.items() if method != "Retrain"}
-    if direction == "≈":
-        if "Retrain" not in values:
-            return {}
-        others = {method: abs(value - values["Retrain"]) for method, value in others.items()}
-    sign = -1 if direction == "↑" else 1
-    costs = {method: round(sign * value, 2) for method, value in others.items()}
-    if len(costs) < 2:
-        return {}
-    best = sorted(set(costs.values()))[:2]
-    return {method: best.index(cost) + 1 for method, cost in costs.items() if cost in best}
-
-
-def read_paper_values(path=PAPER_VALUES):
-    """(table, dataset, task, metric, method) -> the paper's value."""
-    frame = pd.read_csv(path)
-    return {(row.table, row.dataset, row.task, row.metric, row.method): row.value for row in frame.itertuples()}
+    if settings.readme:
+        write_readme(Path(settings.readme), readme_section(settings.results_dir))
 
 
 # ---------------------------------------------------------------------------------------------------- the tables
@@ -450,13 +214,13 @@ def metric_rows(stats, place, metrics, methods, paper=None, table=None, extra=Tr
     return [*rows, [place[1], label("gap"), "here", *gaps]]
 
 
-def effectiveness_table(stats, paper, number, extra=True):
+def effectiveness_table(stats, paper, number, datasets=PAPER_DATASETS, extra=True):
     """Tables 2, 3 and 8 to 11; with `extra` False only the paper's metrics and the gap."""
     task, metrics = EFFECTIVENESS_TABLES[number]
     methods = list(METHODS)
     rows = [
         row
-        for dataset in PAPER_DATASETS
+        for dataset in datasets
         for row in metric_rows(stats, ("cells", dataset, task), metrics, methods, paper, number, extra)
     ]
     return markdown_table(["Data", "Metric", "", *methods], rows)
@@ -566,6 +330,12 @@ def relearning_table(cells, datasets):
             found = {method: extremes[key] for method, key in keys.items() if key in extremes}
             rows.append([dataset, f"max \\|Δ{metric}\\| ↓", "here", *entries(found, "change", methods)])
     return markdown_table(["Data", "Metric", "", *methods], rows)
+
+
+def claims_table(cells):
+    """What `claims.answers` found, a row a claim and place."""
+    rows = [[text, place, VERDICTS[holds], figures] for text, place, holds, figures in claims.answers(cells)]
+    return markdown_table(["Claim", "Where", "Here", ""], rows)
 
 
 # --------------------------------------------------------------------------------------------------- the commands
@@ -832,6 +602,11 @@ Made by `python report.py` from the cells beside this file, and from nothing els
 - A command makes the cell where it is not there yet: to make one again, give it a --results-dir of its own.
   What is in capitals is to be chosen from the lists behind it."""
 
+CLAIMS_REMARK = (
+    "What the paper's text says of CaMU, held against the cells. Places are among the seven methods besides Retrain; a "
+    "claim on places is answered only where all of them have been measured."
+)
+VERDICTS = {True: "holds", False: "**does not**", None: "not measured"}
 ABLATION_REMARK = (
     "Paper: n/a throughout; which of its printed values belongs to which column could not be read off. Retrain and "
     "CaMU are those of the plain run."
@@ -857,6 +632,7 @@ PICTURES = (
         "such a time are named as missing. A method timed under several conditions has a point for each.",
     ),
 )
+README_MARKS = ("<!-- results: written by report.py -->", "<!-- end of the results -->")
 README_LEGEND = (
     "Mean ± population standard deviation over the seeds (their number in brackets), in percent; rows “paper”: the "
     "published values, n/a where they could not be read off. **Bold**: best, <ins>underlined</ins>: second best "
@@ -882,6 +658,7 @@ def report(cells, figures, results_dir="results"):
     """
     stats, paper = summarise(cells), read_paper_values()
     parts = [INTRODUCTION.format(random=", ".join(METRICS["random"]), kinds=", ".join(METRICS["class"]))]
+    parts += ["## The paper's claims", CLAIMS_REMARK, claims_table(cells)]
     for number in (2, 3, 4, 5, 6, 7):
         parts += table_section(number, cells, stats, paper, results_dir)
     for task in PAPER_TASKS:
@@ -1042,16 +819,38 @@ def readme_section(results_dir="results"):
     stats, parts = summarise(cells), [README_LEGEND]
     for number in (2, 3):
         task = EFFECTIVENESS_TABLES[number][0]
-        there = not paper_cells(cells, [task], "cells").empty
-        table = effectiveness_table(stats, paper, number, extra=False) if there else "Missing: no cell for this."
-        parts += [f"**Table {number}: {describe(task)}**", table]
+        there = set(paper_cells(cells, [task], "cells").dataset)
+        datasets = [name for name in PAPER_DATASETS if name in there]
+        lost = [name for name in PAPER_DATASETS if name not in there]
+        table = effectiveness_table(stats, paper, number, datasets, extra=False) if datasets else ""
+        parts += [f"**Table {number}: {describe(task)}**", table] + [f"Missing: {', '.join(lost)}."] * bool(lost)
     folder = quote((Path(results_dir) / "figures").as_posix())
     for task, number in RELEARNING_FIGURES.items():
         there = not paper_cells(cells, [task], "relearn").empty
         title = f"Figure {number}: relearning, {describe(task)}"
         parts.append(picture(f"relearning-{task}", title, folder) if there else f"{title}: missing, no cell for this.")
     parts += ["**Time relative to Retrain (table 5)**", ratio_table(summarise_times(cells), paper, 5)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def write_readme(path, text):
+    """Put `text` between the marks of a file.
+
+    Raises
+    ------
+    UserError
+        The file cannot be read, or has not the two marks in their order.
+    """
+    first, last = README_MARKS
+    try:
+        before, _, rest = path.read_text(encoding="utf-8").partition(first)
+    except OSError as error:
+        raise UserError(f"--readme {path}: {error.strerror}")
+    _, found, after = rest.partition(last)
+    if not found:
+        raise UserError(f"--readme {path}: no lines {first!r} and, below it, {last!r} to write between")
+    path.write_text(f"{before}{first}\n\n{text}\n{last}{after}", encoding="utf-8")
+    print(f"wrote the results section of {path}")
 
 
 if __name__ == "__main__":

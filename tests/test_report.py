@@ -8,6 +8,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 import report
+import summary
 from config import ABLATION, UserError
 
 ROOT = Path(__file__).parent.parent
@@ -58,7 +59,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def cells(folder):
-    return report.read_cells(folder)
+    return summary.read_cells(folder)
 
 
 def row_of(table, *first):
@@ -70,12 +71,12 @@ def row_of(table, *first):
 
 
 def text_of(folder):
-    cells = report.read_cells(folder)
+    cells = summary.read_cells(folder)
     return report.report(cells, set(report.draw_figures(cells)), "results")
 
 
 def test_means_stds_seeds_and_gap(cells):
-    stats = report.summarise(cells)
+    stats = summary.summarise(cells)
     place = ("cells", "Digit", "random10")
     assert stats[*place, "Retrain", "A_r"] == (99.0, 1.0, 2)  # ddof 0: 1, not 1.41
     assert stats[*place, "CaMU", "A_f"] == (97.0, 1.0, 2)
@@ -88,13 +89,13 @@ def test_gap_is_missing_without_retrain_or_a_metric(tmp_path):
     write_random(tmp_path, methods={"CaMU": RANDOM["CaMU"]})
     partial = {name: pair for name, pair in RANDOM["SCRUB"].items() if name != "MIA"}
     write_random(tmp_path, "Fashion", methods={"Retrain": RANDOM["Retrain"], "SCRUB": partial})
-    assert not [key for key in report.summarise(report.read_cells(tmp_path)) if key[4] == "gap"]
+    assert not [key for key in summary.summarise(summary.read_cells(tmp_path)) if key[4] == "gap"]
 
 
 def test_gap_counts_the_fewest_seeds(tmp_path):
     write_random(tmp_path)
     write(tmp_path, "cells", "Digit", "random10", "CaMU", 2, metrics={"A_r": 1, "A_f": 1, "A_ts": 1, "MIA": 1})
-    stats = report.summarise(report.read_cells(tmp_path))
+    stats = summary.summarise(summary.read_cells(tmp_path))
     assert stats["cells", "Digit", "random10", "CaMU", "A_r"][2] == 3
     assert stats["cells", "Digit", "random10", "CaMU", "gap"][2] == 2
 
@@ -111,18 +112,18 @@ def test_gap_counts_the_fewest_seeds(tmp_path):
     ],
 )
 def test_marks_have_each_metrics_direction(metric, expected):
-    assert report.rank({"Retrain": 90.0, "a": 88.0, "b": 91.0, "c": 92.0}, metric) == expected
+    assert summary.rank({"Retrain": 90.0, "a": 88.0, "b": 91.0, "c": 92.0}, metric) == expected
 
 
 def test_marks_leave_retrain_out_and_need_something_to_compare():
-    assert report.rank({"Retrain": 0.0, "a": 1.0, "b": 2.0}, "A_ts_f") == {"a": 1, "b": 2}
-    assert report.rank({"Retrain": 0.0, "a": 1.0}, "A_ts_f") == {}
-    assert report.rank({"a": 1.0, "b": 2.0}, "A_r") == {}  # closest to what is not there
-    assert report.rank({"a": 1.001, "b": 1.004, "c": 3.0}, "time_s") == {"a": 1, "b": 1, "c": 2}
+    assert summary.rank({"Retrain": 0.0, "a": 1.0, "b": 2.0}, "A_ts_f") == {"a": 1, "b": 2}
+    assert summary.rank({"Retrain": 0.0, "a": 1.0}, "A_ts_f") == {}
+    assert summary.rank({"a": 1.0, "b": 2.0}, "A_r") == {}  # closest to what is not there
+    assert summary.rank({"a": 1.001, "b": 1.004, "c": 3.0}, "time_s") == {"a": 1, "b": 1, "c": 2}
 
 
 def test_effectiveness_table_beside_the_paper(cells):
-    table = report.effectiveness_table(report.summarise(cells), report.read_paper_values(), 2)
+    table = report.effectiveness_table(summary.summarise(cells), summary.read_paper_values(), 2)
     ours = row_of(table, "Digit", "A_r ≈", "here")
     assert ours["Retrain"] == "99.00 ± 1.00 (2)"
     assert ours["CaMU"] == "**98.50 ± 0.50** (2)" and ours["SCRUB"] == "**99.50 ± 0.00** (2)"
@@ -140,7 +141,7 @@ def test_class_table_has_the_papers_metrics_and_the_others_without_a_paper_line(
     metrics = {"A_r": 99.0, "A_f": 0.0, "A_ts": 88.0, "A_ts_r": 98.0, "A_ts_f": 0.0, "MIA": 30.0}
     for method in ("Retrain", "CaMU"):
         write(tmp_path, "cells", "Digit", "class0", method, 0, metrics=metrics, time_s=1.0)
-    stats, paper = report.summarise(report.read_cells(tmp_path)), report.read_paper_values()
+    stats, paper = summary.summarise(summary.read_cells(tmp_path)), summary.read_paper_values()
     table = report.effectiveness_table(stats, paper, 3)
     assert row_of(table, "Digit", "A_ts_f ↓", "paper")["CaMU"] == "0.00"
     assert row_of(table, "Digit", "A_f ≈", "here")["CaMU"] == "0.00 ± 0.00 (1)"
@@ -151,10 +152,10 @@ def test_class_table_has_the_papers_metrics_and_the_others_without_a_paper_line(
 def test_mia_difference_says_over_how_many(tmp_path):
     write_random(tmp_path)
     write_random(tmp_path, "Fashion", methods={m: RANDOM[m] for m in ("Retrain", "SCRUB", "NegGrad")})
-    stats = report.summarise(report.read_cells(tmp_path))
+    stats = summary.summarise(summary.read_cells(tmp_path))
     pairs = [("Digit", "random10"), ("Fashion", "random10"), ("CIFAR10", "random10")]
-    assert report.mia_difference(stats, pairs) == {"NegGrad": (3.0, 2), "SCRUB": (2.0, 2), "CaMU": (0.0, 1)}
-    table = report.mia_table(stats, report.read_paper_values(), 4)
+    assert summary.mia_difference(stats, pairs) == {"NegGrad": (3.0, 2), "SCRUB": (2.0, 2), "CaMU": (0.0, 1)}
+    table = report.mia_table(stats, summary.read_paper_values(), 4)
     ours = row_of(table, "**MIA_diff ↓**", "all", "here")
     assert ours["SCRUB"] == "**2.00** (2 of 8)" and ours["NegGrad"] == "<ins>3.00</ins> (2 of 8)"
     assert ours["CaMU"] == "0.00 (1 of 8)"  # over fewer: not compared
@@ -169,12 +170,12 @@ def test_times_are_divided_only_under_the_same_conditions(folder):
     other = {"device": "a graphics card", "threads": 2, "jobs": 1}
     write_times(folder, seconds={"Unroll": 0.5, "SISA": 0.7}, conditions=other)
     write_times(folder, "Fashion", conditions=None)
-    times = report.summarise_times(report.read_cells(folder))
+    times = summary.summarise_times(summary.read_cells(folder))
     here, there = "a processor, 1 thread a cell, 1 job at a time", "a graphics card, 2 threads a cell, 1 job at a time"
     assert times["Digit", "random10", here, "CaMU"] == (2.0, 0.0, 1, 0.1)
     assert math.isnan(times["Digit", "random10", there, "Unroll"][3])
     assert math.isnan(times["Fashion", "random10", "", "CaMU"][3])  # conditions not recorded
-    table = report.time_table(times, report.read_paper_values(), 5)
+    table = report.time_table(times, summary.read_paper_values(), 5)
     ours = row_of(table, "random10", "Digit", "÷ Retrain (C)")
     assert ours["CaMU"] == "0.100" and ours["NegGrad"] == "0.250" and ours["Unroll"] == "missing"
     assert row_of(table, "random10", "Digit", "here (C)")["CaMU"] == "**2.00 ± 0.00** (1)"
@@ -194,7 +195,7 @@ def test_the_papers_time_table_does_not_take_the_plain_runs_times(tmp_path):
 
 def test_ablation_takes_retrain_and_camu_from_the_plain_run(folder):
     write_random(folder, tree="ablation", methods={name: RANDOM["NegGrad"] for name in ABLATION})
-    stats = report.summarise(report.read_cells(folder))
+    stats = summary.summarise(summary.read_cells(folder))
     table = report.ablation_table(stats, ["Digit"], *report.ABLATION_TABLES[6])
     ours = row_of(table, "Digit", "A_r ≈", "here")
     assert list(ours)[3:] == ["Retrain", "Finetune", "Remain-alignment", "Counterfactual", "CaMU"]
@@ -203,25 +204,25 @@ def test_ablation_takes_retrain_and_camu_from_the_plain_run(folder):
 
 
 def test_relearning_counts_from_before(cells):
-    curves = report.relearning_curves(cells)
+    curves = summary.relearning_curves(cells)
     found = curves[curves.metric == "A_r"].sort_values("epoch")
     assert found["mean"].tolist() == [0, -1, 2] and found["std"].tolist() == [0, 0, 1] and set(found.seeds) == {2}
-    assert report.relearning_extremes(cells[cells.task == "random10"])["Digit", "CaMU", "A_r"] == (2.0, 1.0, 2)
+    assert summary.relearning_extremes(cells[cells.task == "random10"])["Digit", "CaMU", "A_r"] == (2.0, 1.0, 2)
 
 
 def test_relearning_figure_shows_the_curves(cells):
-    figure = report.draw_relearning(report.relearning_curves(cells), "random10", ["Digit", "Fashion"])
+    figure = report.draw_relearning(summary.relearning_curves(cells), "random10", ["Digit", "Fashion"])
     upper, lower = figure.axes  # one data set has cells
     (line,) = upper.lines
     assert line.get_ydata().tolist() == [0, -1, 2] and line.get_xdata().tolist() == [0, 1, 2]
     assert line.get_color() == report.COLOURS["CaMU"] and line.get_marker() == report.MARKERS["CaMU"]
     assert lower.lines[0].get_ydata().tolist() == [0, 0.5, 1]
     assert "Digit (2 seeds)" in upper.get_title() and "missing: Retrain, NegGrad" in upper.get_title()
-    assert report.draw_relearning(report.relearning_curves(cells), "class0", ["Digit"]) is None
+    assert report.draw_relearning(summary.relearning_curves(cells), "class0", ["Digit"]) is None
 
 
 def test_gap_time_figure_shows_gap_and_ratio(cells):
-    points = report.gap_and_time(cells)
+    points = summary.gap_and_time(cells)
     assert set(points.method) == {"NegGrad", "CaMU"}
     axis = report.draw_gap_time(points, "random10", ["Digit"]).axes[0]
     shown = {
@@ -232,7 +233,7 @@ def test_gap_time_figure_shows_gap_and_ratio(cells):
 
 
 def test_bars_show_means_stds_and_what_is_missing(cells):
-    (axis,) = report.draw_bars(report.summarise(cells), "random10", ["Digit"]).axes
+    (axis,) = report.draw_bars(summary.summarise(cells), "random10", ["Digit"]).axes
     bars = {container.get_label(): container for container in axis.containers if hasattr(container, "patches")}
     assert [bar.get_height() for bar in bars["CaMU"]] == [98.5, 97, 96.5, 50]
     assert to_hex(bars["CaMU"][0].get_facecolor()).upper() == report.COLOURS["CaMU"]
@@ -277,7 +278,7 @@ def test_command_names_changed_hyperparameters(tmp_path):
     for tree, method in (("cells", "CaMU"), ("ablation", "Finetune")):
         content = {"metrics": {"A_r": 1.0}, "config": {**config, "hyperparameters": row}}
         write(tmp_path, tree, "Digit", "random10", method, 3, **content)
-    plain, ablation = report.commands(report.read_cells(tmp_path), "/somewhere/results").splitlines()
+    plain, ablation = report.commands(summary.read_cells(tmp_path), "/somewhere/results").splitlines()
     tail = "--threads 2 --device cuda --batch-size 64 --override CaMU.lr_ce=0.0001 --results-dir results`"
     assert plain == f"- `python main.py --dataset Digit --tasks random10 --methods CaMU --seeds 3 {tail}"
     assert ablation == f"- `python main.py --dataset Digit --tasks random10 --seeds 3 --study ablation {tail}"
@@ -287,18 +288,44 @@ def test_unlike_configurations_in_one_entry_are_named(folder):
     assert "Not one configuration" not in text_of(folder)
     content = {"metrics": {"A_r": 1.0}, "config": {"threads": 2, "device": "cpu"}}
     write(folder, "cells", "Digit", "random10", "CaMU", 7, **content)
-    assert report.mixed_configurations(report.read_cells(folder)) == ["cells/Digit/random10/CaMU"]
+    assert report.mixed_configurations(summary.read_cells(folder)) == ["cells/Digit/random10/CaMU"]
 
 
 def test_readme_section(folder):
     text = report.readme_section(folder)
     assert "**98.50 ± 0.50** (2)" in text and "99.59" in text
-    assert "**Table 3: removal of class 0 (class0)**\n\nMissing" in text
+    assert "Missing: Fashion, CIFAR10, CIFAR100." in text
+    assert "**Table 3: removal of class 0 (class0)**\n\nMissing: Digit, Fashion, CIFAR10, CIFAR100." in text
     assert (
         "figures/relearning-random10.png)" in text
         and "Figure 5: relearning, removal of class 0 (class0): missing" in text
     )
     assert row_of(text[text.index("| Task") :], "random10", "Digit", "÷ Retrain (A)")["CaMU"] == "0.100"
+
+
+def test_the_results_section_of_a_file_is_written_between_its_marks(folder):
+    first, last = report.README_MARKS
+    path = folder / "README.md"
+    path.write_text(f"before\n{first}\nold\n{last}\nafter\n")
+    report.main(report.Settings(str(folder), readme=str(path)))
+    assert path.read_text() == f"before\n{first}\n\n{report.readme_section(folder)}\n{last}\nafter\n"
+    path.write_text("no marks")
+    with pytest.raises(UserError, match=str(path)):
+        report.main(report.Settings(str(folder), readme=str(path)))
+    with pytest.raises(UserError, match="none"):
+        report.write_readme(folder / "none.md", "text")
+    assert path.read_text() == "no marks"
+
+
+def test_readme_and_report_show_the_committed_cells(monkeypatch):
+    """python report.py --results-dir results --readme README.md puts it right."""
+    monkeypatch.chdir(ROOT)
+    first, last = report.README_MARKS
+    assert f"{first}\n\n{report.readme_section('results')}\n{last}" in Path("README.md").read_text()
+    drawn = {path.stem for path in Path("results/figures").glob("*.png")}
+    cells = summary.read_cells("results")
+    assert drawn == set(report.draw_figures(cells))
+    assert report.report(cells, drawn) == Path("results/report.md").read_text()
 
 
 def test_files_are_the_same_after_a_rerun(tmp_path):

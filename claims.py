@@ -1,0 +1,174 @@
+"""The paper's claims about CaMU, each answered from the finished cells: holds, does not, or not measured."""
+
+from dataclasses import dataclass
+
+from baselines import METHODS
+from summary import (
+    MAIN_TASKS,
+    PAPER_DATASETS,
+    PAPER_TASKS,
+    costs,
+    kind,
+    mia_difference,
+    relearning_extremes,
+    summarise,
+    summarise_times,
+)
+
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh")
+CNN_PAIR, CIFAR_PAIR = PAPER_DATASETS[:2], PAPER_DATASETS[2:]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A claim on where CaMU stands among the methods besides Retrain."""
+
+    text: str
+    tree: str
+    kind: str
+    metric: str
+    direction: str
+    """↑ highest, ↓ lowest, ≈ closest to Retrain is best"""
+    at_most: int
+    """the lowest place with which the claim holds"""
+    datasets: tuple[str, ...] = PAPER_DATASETS
+
+    def check(self, found, dataset, task):
+        """(holds, figures), or None while a method is missing."""
+        values = {m: found.get((self.tree, dataset, task, m, self.metric)) for m in METHODS}
+        if None in values.values():
+            return None
+        place, first = standing(values, self.direction)
+        leader = "" if place == 1 else f"; first: {first} {values[first]:.2f}"
+        figures = f"{values['CaMU']:.2f}, {ORDINALS[place - 1]} of {len(METHODS) - 1}{leader}"
+        retrain = f"; Retrain {values['Retrain']:.2f}" if self.direction == "≈" else ""
+        return place <= self.at_most, figures + retrain
+
+
+@dataclass(frozen=True)
+class Ablated:
+    """A claim on what a variant of CaMU's losses does worse than CaMU: `metric` more than `margin` points `worse`."""
+
+    text: str
+    kind: str
+    variant: str
+    metric: str
+    worse: str
+    """"higher" or "lower" """
+    margin: float
+    datasets: tuple[str, ...] = PAPER_DATASETS
+
+    def check(self, found, dataset, task):
+        """(holds, figures), or None while one of the two is missing."""
+        values = [found.get(("ablation", dataset, task, method, self.metric)) for method in (self.variant, "CaMU")]
+        if None in values:
+            return None
+        difference = values[0] - values[1] if self.worse == "higher" else values[1] - values[0]
+        return round(difference, 2) > self.margin, f"{self.metric} {values[0]:.2f}, CaMU {values[1]:.2f}"
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """A_ts_f = 0."""
+
+    text: str
+    kind: str = "class"
+    datasets: tuple[str, ...] = PAPER_DATASETS
+
+    def check(self, found, dataset, task):
+        """(holds, figures), or None while CaMU is missing."""
+        value = found.get(("cells", dataset, task, "CaMU", "A_ts_f"))
+        return None if value is None else (round(value, 2) == 0, f"{value:.2f}")
+
+
+CLAIMS = (
+    Forgotten("In class removal A_ts_f is 0"),
+    Standing("In class removal A_ts_r is the highest", "cells", "class", "A_ts_r", "↑", 1),
+    Standing("In random removal A_ts is the second-highest", "cells", "random", "A_ts", "↑", 2, CNN_PAIR),
+    Standing("In random removal A_f is the closest to Retrain's", "cells", "random", "A_f", "≈", 1),
+    Standing("On CIFAR, in random removal A_r is the highest", "cells", "random", "A_r", "↑", 1, CIFAR_PAIR),
+    Standing("On CIFAR, in random removal A_ts is the highest", "cells", "random", "A_ts", "↑", 1, CIFAR_PAIR),
+    Standing("The time, random removal, is the second-lowest", "efficiency", "random", "time_s", "↓", 2, CNN_PAIR),
+    Standing("The time, class removal, is the second-lowest", "efficiency", "class", "time_s", "↓", 2, CNN_PAIR),
+    Standing("Relearning, random removal: the steadiest A_r", "relearn", "random", "A_r", "↓", 1),
+    Standing("Relearning, random removal: the steadiest A_f", "relearn", "random", "A_f", "↓", 1),
+    Standing("Relearning, class removal: the steadiest A_r", "relearn", "class", "A_r", "↓", 1),
+    Standing("Relearning, class removal: the steadiest A_f", "relearn", "class", "A_f", "↓", 1),
+    Ablated("Without counterfactual terms samples are not forgotten", "random", "Remain-alignment", "A_f", "higher", 0),
+    Ablated("Without counterfactual terms a class is not", "class", "Remain-alignment", "A_ts_f", "higher", 1),
+    Ablated("Without the KL on x_r, A_r falls (random removal)", "random", "Counterfactual", "A_r", "lower", 0),
+    Ablated("Without the KL on x_r, A_ts_r falls (class removal)", "class", "Counterfactual", "A_ts_r", "lower", 0),
+)
+
+
+def standing(values, direction):
+    """CaMU's place and the first method; methods that are equal at two decimals share a place."""
+    found = costs(values, direction)
+    return 1 + sum(cost < found["CaMU"] for cost in found.values()), min(found, key=found.get)
+
+
+def measured(cells):
+    """All that claims are about: (tree, data set, task, method, metric) -> mean over seeds.
+
+    Of times only those where all methods were measured under the same conditions.
+    """
+    found = {key: mean for key, (mean, _, _) in summarise(cells).items()}
+    times = summarise_times(cells)
+    for dataset, task, conditions in dict.fromkeys(key[:3] for key in times):
+        here = {method: times.get((dataset, task, conditions, method)) for method in METHODS}
+        if None not in here.values():
+            found |= {("efficiency", dataset, task, method, "time_s"): stats[0] for method, stats in here.items()}
+    for task in set(cells.task):
+        extremes = relearning_extremes(cells[cells.task == task])
+        found |= {("relearn", name, task, *rest): stats[0] for (name, *rest), stats in extremes.items()}
+    return found
+
+
+def answers(cells):
+    """Every claim, data set by data set and task by task.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        From `summary.read_cells`.
+
+    Returns
+    -------
+    list of (str, str, bool or None, str)
+        The claim, where, whether it holds (None: not measured), and the figures. The places where a claim is not
+        measured share a row; of tasks other than the two main ones only those with a cell are looked at.
+    """
+    found, rows = measured(cells), []
+    there = set(zip(cells.dataset, cells.task))
+    for claim in CLAIMS:
+        missing = []
+        for dataset in claim.datasets:
+            for task in PAPER_TASKS:
+                if kind(task) == claim.kind and (task in MAIN_TASKS or (dataset, task) in there):
+                    answer = claim.check(found, dataset, task)
+                    if answer is None:
+                        missing.append(f"{dataset} {task}")
+                    else:
+                        rows.append((claim.text, f"{dataset} {task}", *answer))
+        if missing:
+            rows.append((claim.text, ", ".join(missing), None, ""))
+    return [*rows, mia_answer(cells)]
+
+
+def mia_answer(cells):
+    """The claim on MIA_diff, which is one average over the main tasks: over the pairs that all methods have."""
+    stats = summarise(cells)
+    pairs = [
+        (dataset, task)
+        for task in MAIN_TASKS
+        for dataset in PAPER_DATASETS
+        if all(("cells", dataset, task, method, "MIA") in stats for method in METHODS)
+    ]
+    text = "MIA_diff over the main tasks is the second-lowest"
+    if not pairs:
+        return text, "all data sets", None, ""
+    values = {method: value for method, (value, _) in mia_difference(stats, pairs).items()}
+    place, first = standing(values, "↓")
+    leader = "" if place == 1 else f"; first: {first} {values[first]:.2f}"
+    figures = f"{values['CaMU']:.2f}, {ORDINALS[place - 1]} of {len(values)}{leader} (the paper's text: 4.09)"
+    return text, ", ".join(" ".join(pair) for pair in pairs), place <= 2, figures

@@ -1,0 +1,286 @@
+"""Finished cells -> numbers: means over seeds, the gap to Retrain, times, relearning; and the paper's values."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from baselines import METHODS
+from config import UserError
+from metrics import METRICS, gap
+
+PAPER_VALUES = Path(__file__).parent / "results" / "paper_values.csv"
+PAPER_DATASETS = ("Digit", "Fashion", "CIFAR10", "CIFAR100")
+PAPER_TASKS = ("random10", "class0", "random15", "random20", "class1", "class2")
+MAIN_TASKS = PAPER_TASKS[:2]
+CLEAN = ("A_r_clean", "A_f_clean")
+DIRECTIONS = {**dict.fromkeys(("A_r", "A_f", "MIA", *CLEAN), "≈"), "A_ts": "↑", "A_ts_r": "↑"}  # all others: ↓
+
+
+def read_cells(results_dir):
+    """All finished cells.
+
+    Parameters
+    ----------
+    results_dir : str or Path
+
+    Returns
+    -------
+    DataFrame
+        One row a cell: `tree`, `dataset`, `task`, `method`, `seed`, the metrics (nan where a cell has none), `time_s`,
+        `conditions` (text, "" where not recorded), `curves` (of relearning: {"A_r": [...], "A_f": [...]}), `config`
+        and `versions`.
+
+    Raises
+    ------
+    UserError
+        There is no cell, or one that cannot be read.
+    """
+    found = []
+    for tree in ("cells", "ablation", "relearn", "efficiency"):
+        for path in sorted(Path(results_dir, tree).glob("*/*/*/seed*.json")):
+            try:
+                found.append({"tree": tree, **_flat(json.loads(path.read_text(encoding="utf-8")))})
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path} is no sound cell ({error!r}); remove it and run main.py again")
+    if not found:
+        raise UserError(f"{results_dir} holds no cells; make some with main.py --results-dir {results_dir}")
+    return pd.DataFrame(found)
+
+
+def _flat(record):
+    return {
+        **{name: record[name] for name in ("dataset", "task", "method", "seed")},
+        **record.get("metrics", {}),
+        "time_s": record.get("time_s", math.nan),
+        "conditions": _conditions(record.get("conditions")),
+        "curves": {name: record[name] for name in ("A_r", "A_f")} if "A_r" in record else None,
+        "config": record.get("config", {}),
+        "versions": record.get("versions", {}),
+    }
+
+
+def _conditions(found):
+    if not found:
+        return ""
+    counts = [f"{found[name]} {name if found[name] != 1 else name[:-1]}" for name in ("threads", "jobs")]
+    return f"{found['device']}, {counts[0]} a cell, {counts[1]} at a time"
+
+
+def kind(task):
+    """ "random" or "class": which of `metrics.METRICS` a task has."""
+    return "class" if task.startswith("class") else "random"
+
+
+def summarise(cells):
+    """Mean, population std and number of seeds of every metric, and the gap to Retrain.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        From `read_cells`.
+
+    Returns
+    -------
+    dict
+        (tree, dataset, task, method, metric) -> (mean, std, seeds), for the trees "cells" and "ablation"; the latter
+        has the former's Retrain and CaMU as well. The metric "gap" has no std (nan).
+    """
+    base = cells[(cells.tree == "cells") & cells.method.isin(["Retrain", "CaMU"])].assign(tree="ablation")
+    plain = pd.concat([cells[cells.tree.isin(["cells", "ablation"])], base])
+    names = [name for name in (*METRICS["class"], *CLEAN) if name in plain]
+    if plain.empty or not names:
+        return {}
+    place = ["tree", "dataset", "task", "method"]
+    long = plain.melt(place, names, "metric").dropna(subset="value")
+    found = _statistics(long.groupby([*place, "metric"])["value"])
+    for group in dict.fromkeys(key[:4] for key in found):
+        stats = _gap(found, group)
+        if stats:
+            found[*group, "gap"] = stats
+    return found
+
+
+def _statistics(groups):
+    return {key: (float(v.mean()), float(v.std(ddof=0)), int(v.count())) for key, v in groups}
+
+
+def _gap(found, group):
+    *place, method = group
+    names = METRICS[kind(place[2])]
+    ours, retrain = ({name: found.get((*place, m, name)) for name in names} for m in (method, "Retrain"))
+    if method == "Retrain" or None in ours.values() or None in retrain.values():
+        return None
+    means = [{name: mean for name, (mean, _, _) in side.items()} for side in (ours, retrain)]
+    seeds = min(count for side in (ours, retrain) for _, _, count in side.values())
+    return gap(*means, kind(place[2])), math.nan, seeds
+
+
+def summarise_times(cells, tree="efficiency"):
+    """Time and time relative to Retrain, only between cells measured under the same conditions.
+
+    Returns
+    -------
+    dict
+        (dataset, task, conditions, method) -> (mean, std, seeds, ratio); the ratio is nan where Retrain has no time
+        under these conditions, or the conditions were not recorded.
+    """
+    timed = cells[(cells.tree == tree) & cells.time_s.notna()]
+    found = _statistics(timed.groupby(["dataset", "task", "conditions", "method"])["time_s"])
+
+    def ratio(key):
+        retrain = found.get((*key[:3], "Retrain"))
+        return found[key][0] / retrain[0] if retrain and key[2] else math.nan
+
+    return {key: (*stats, ratio(key)) for key, stats in found.items()}
+
+
+def mia_difference(stats, pairs, methods=tuple(METHODS)):
+    """MIA_diff: the mean of |MIA - Retrain's MIA| over those pairs of data set and task for which both are there.
+
+    Parameters
+    ----------
+    stats : dict
+        From `summarise`.
+    pairs : sequence of (dataset, task)
+    methods : sequence of str
+
+    Returns
+    -------
+    dict
+        method -> (MIA_diff, number of pairs it is over); methods without any are left out.
+    """
+    found = {}
+    for method in methods:
+        ours, retrain = ([stats.get(("cells", *pair, m, "MIA")) for pair in pairs] for m in (method, "Retrain"))
+        differences = [abs(a[0] - b[0]) for a, b in zip(ours, retrain) if a and b]
+        if differences and method != "Retrain":
+            found[method] = (float(np.mean(differences)), len(differences))
+    return found
+
+
+def relearning_curves(cells):
+    """How A_r and A_f differ from before relearning, after each epoch.
+
+    Returns
+    -------
+    DataFrame
+        Columns `dataset`, `task`, `method`, `metric` ("A_r", "A_f"), `epoch` (0: before), `mean`, `std`, `seeds`.
+    """
+    columns = ["dataset", "task", "method", "metric", "epoch"]
+    rows = [
+        (cell.dataset, cell.task, cell.method, metric, epoch, value - values[0])
+        for cell in cells[cells.tree == "relearn"].itertuples()
+        for metric, values in cell.curves.items()
+        for epoch, value in enumerate(values)
+    ]
+    found = _statistics(pd.DataFrame(rows, columns=[*columns, "value"]).groupby(columns)["value"])
+    return pd.DataFrame([(*key, *stats) for key, stats in found.items()], columns=[*columns, "mean", "std", "seeds"])
+
+
+def relearning_extremes(cells):
+    """The largest |difference to before| while D_r is learned again.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        From `read_cells`, of one task.
+
+    Returns
+    -------
+    dict
+        (dataset, method, metric) -> (mean, std, seeds).
+    """
+    rows = [
+        (cell.dataset, cell.method, metric, max(abs(value - values[0]) for value in values))
+        for cell in cells[cells.tree == "relearn"].itertuples()
+        for metric, values in cell.curves.items()
+    ]
+    columns = ["dataset", "method", "metric"]
+    return _statistics(pd.DataFrame(rows, columns=[*columns, "value"]).groupby(columns)["value"])
+
+
+def gap_and_time(cells):
+    """The points of the scatter: every method's gap and its time relative to Retrain.
+
+    Returns
+    -------
+    DataFrame
+        Columns `dataset`, `task`, `method`, `conditions`, `gap`, `ratio`, `tree` (that the times are from: see
+        `timed_tree`); only where both are there.
+    """
+    stats, times = summarise(cells), {tree: summarise_times(cells, tree) for tree in ("efficiency", "cells")}
+    rows = [
+        (dataset, task, method, conditions, stats["cells", dataset, task, method, "gap"][0], ratio, tree)
+        for tree, found in times.items()
+        for (dataset, task, conditions, method), (_, _, _, ratio) in found.items()
+        if tree == timed_tree(cells, dataset, task)
+        and ("cells", dataset, task, method, "gap") in stats
+        and not math.isnan(ratio)
+    ]
+    return pd.DataFrame(rows, columns=["dataset", "task", "method", "conditions", "gap", "ratio", "tree"])
+
+
+def timed_tree(cells, dataset, task):
+    """Where times are taken from: the paper's tables only from the timings on a quiet machine, others from what is
+    there."""
+    here = cells[(cells.dataset == dataset) & (cells.task == task)]
+    quiet = in_paper(dataset, task) or "efficiency" in set(here.tree)
+    return "efficiency" if quiet else "cells"
+
+
+def in_paper(dataset, task):
+    return dataset in PAPER_DATASETS and task in PAPER_TASKS
+
+
+def costs(values, direction):
+    """What methods are compared by: less is better, equal is what is equal at the two decimals shown.
+
+    Parameters
+    ----------
+    values : dict of method to float
+    direction : str
+        "↑" highest, "↓" lowest, "≈" closest to Retrain is best.
+
+    Returns
+    -------
+    dict of method to float
+        Without Retrain; empty where the comparison needs Retrain and it is not there.
+    """
+    others = {method: value for method, value in values.items() if method != "Retrain"}
+    if direction == "≈":
+        if "Retrain" not in values:
+            return {}
+        others = {method: abs(value - values["Retrain"]) for method, value in others.items()}
+    sign = -1 if direction == "↑" else 1
+    return {method: round(sign * value, 2) for method, value in others.items()}
+
+
+def rank(values, metric):
+    """Which entries of a row are marked.
+
+    Parameters
+    ----------
+    values : dict of method to float
+    metric : str
+        Decides the direction.
+
+    Returns
+    -------
+    dict of method to int
+        1 for the best, 2 for the second best (see `costs`); Retrain is never marked, and with fewer than two methods
+        to compare there is none.
+    """
+    found = costs(values, DIRECTIONS.get(metric, "↓"))
+    if len(found) < 2:
+        return {}
+    best = sorted(set(found.values()))[:2]
+    return {method: best.index(cost) + 1 for method, cost in found.items() if cost in best}
+
+
+def read_paper_values(path=PAPER_VALUES):
+    """(table, dataset, task, metric, method) -> the paper's value."""
+    frame = pd.read_csv(path)
+    return {(row.table, row.dataset, row.task, row.metric, row.method): row.value for row in frame.itertuples()}
