@@ -223,7 +223,8 @@ def run_cell(cell, spec, dataset, f_o_state, prepared=None, partial=None, progre
         partial=partial,
         prepared=prepared,
     )
-    earlier = sum(load_tensors(path)["seconds"] for path in partial_files(partial))
+    interrupted = [load_or_set_aside(path, load_tensors) for path in partial_files(partial)]
+    earlier = sum(state["seconds"] for state in interrupted if state is not None)
     started = time.perf_counter()
     model = METHODS[spec["method"]].unlearn(f_o, split, chosen)
     if spec["device"] == "cuda":

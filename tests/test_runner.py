@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
 import main
 from config import UserError
-from experiment import Job, run_jobs
+from data import parse_task
+from experiment import Job, key, run_jobs
 
 QUICK = ("--pretrain-epochs", "1", "--retrain-epochs", "1", "--quiet")
 
@@ -68,6 +70,21 @@ def test_killed_at_any_moment_nothing_is_lost(tmp_path):
     assert last.wait() == 0, last.stdout.read()
     assert results(tmp_path / "killed") == results(tmp_path / "whole")
     assert not list(tmp_path.rglob("*.damaged"))
+
+
+def test_a_damaged_state_of_an_interrupted_training_is_set_aside(small_config):
+    config = replace(small_config, tasks=("class0",), methods=("Retrain",))
+    main.main(config)
+    (path,) = Path(config.results_dir).rglob("*.json")
+    undisturbed = json.loads(path.read_text())
+    cell = main.Cell("OptDigits", parse_task("class0"), "Retrain", 0)
+    partial = cell.model_path(config).parent / f"{key(undisturbed['config'])}.partial.pt"
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_bytes(b"no tensors")
+    path.unlink()
+    main.main(config)
+    assert json.loads(path.read_text())["metrics"] == undisturbed["metrics"]
+    assert partial.with_name(partial.name + ".damaged").exists() and not partial.exists()
 
 
 @pytest.mark.slow
