@@ -22,7 +22,7 @@ import main
 from config import Config, UserError
 from data import generator, make_split, parse_task
 from experiment import cell_spec, finished, run_jobs
-from metrics import gap
+from metrics import METRICS, gap
 
 SPACE = {
     "NegGrad": {"epochs": (1, 2), "lr": (0.003, 0.01, 0.03), "a": (0.7, 0.8, 0.9, 0.95, 0.98)},
@@ -89,21 +89,25 @@ def search(arguments):
 
 def summarise(one, task, config):
     """Rank the trials of a task, write the table, and print the best of each method."""
+    names = list(dict.fromkeys(name for r in one.records.values() for name in r["config"]["hyperparameters"]))
+    measured = [*METRICS[task.metrics_kind], "time_s"]
     rows = [
         {"method": t.method, "trial": t.number, **r["config"]["hyperparameters"], **r["metrics"], "time_s": r["time_s"]}
         for t, r in one.records.items()
     ]
-    frame = pd.DataFrame(rows).groupby(["method", "trial"], as_index=False).mean()
+    columns = dict.fromkeys(names, "first") | dict.fromkeys(measured, "mean")
+    frame = pd.DataFrame(rows).groupby(["method", "trial"], as_index=False).agg(columns)
     retrain = frame[frame.method == "Retrain"].iloc[0]
     frame["gap"] = [gap(row, retrain, task.metrics_kind) for _, row in frame.iterrows()]
     frame["time/Retrain"] = frame.time_s / retrain.time_s
     frame = frame[frame.method != "Retrain"].sort_values(["method", "gap"]).dropna(axis="columns", how="all")
+    frame = frame.round(dict.fromkeys([*measured, "gap", "time/Retrain"], 4))
     path = Path(config.results_dir) / "tuning" / f"{one.dataset.name}-{task.name}.csv"
-    frame.round(4).to_csv(path, index=False)
+    frame.to_csv(path, index=False)
     best = frame[frame["time/Retrain"] <= 1].groupby("method").first()
     shown = [c for c in best if c not in ("trial", "time_s")]
     print(f"\n{one.dataset.name}, {task.name}: best of {config.trials} trials ({path})")
-    print(best[shown].round(4).to_string())
+    print(best[shown].to_string())
 
 
 if __name__ == "__main__":

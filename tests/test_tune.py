@@ -1,0 +1,49 @@
+"""The search for the baselines' hyperparameters."""
+
+import json
+from dataclasses import asdict
+
+import pandas as pd
+import pytest
+
+from benchmarks import tune
+from config import HYPERPARAMETERS, UserError, hyperparameters
+
+
+@pytest.fixture
+def arguments(small_config):
+    chosen = asdict(small_config) | {"tasks": ("class0",), "methods": ("T-S", "Boundary"), "seeds": (100,)}
+    return tune.Arguments(**chosen, trials=2)
+
+
+def test_every_trial_is_a_cell_and_the_table_ranks_them(arguments, tmp_path, capsys):
+    tune.search(arguments)
+    folder = tmp_path / "results/tuning"
+    trials = {path.relative_to(folder): json.loads(path.read_text()) for path in folder.rglob("*.json")}
+    assert len(trials) == 1 + 2 * 2 and all(record["seed"] == 100 for record in trials.values())
+    frame = pd.read_csv(folder / "OptDigits-class0.csv")
+    assert len(frame) == 4 and "Retrain" not in set(frame.method)
+    for method, found in frame.groupby("method"):
+        assert found.gap.is_monotonic_increasing
+        for row in found.itertuples():
+            record = next(r for path, r in trials.items() if path.match(f"{method}/trial{row.trial}-*"))
+            assert record["config"]["hyperparameters"]["lr"] == row.lr
+            assert record["metrics"]["A_ts_r"] == pytest.approx(row.A_ts_r, abs=1e-4)
+    shown = capsys.readouterr().out
+    assert "OptDigits, class0: best of 2 trials" in shown
+    tune.search(arguments)  # all there: nothing is run again
+    again = {path.relative_to(folder): json.loads(path.read_text()) for path in folder.rglob("*.json")}
+    assert again == trials
+
+
+def test_seeds_for_reporting_are_refused(arguments):
+    with pytest.raises(UserError, match="--seeds 4"):
+        tune.search(tune.Arguments(**(asdict(arguments) | {"seeds": (4, 100)})))
+
+
+@pytest.mark.parametrize("method", tune.SPACE)
+def test_points_are_distinct_settings_of_the_method(method):
+    points = tune.points(method, 12)
+    assert len(points) == 12 == len({tuple(point.values()) for point in points})
+    assert points[:3] == tune.points(method, 3)
+    assert set(points[0]) <= set(hyperparameters(method, "Digit", "class")) and method in HYPERPARAMETERS
