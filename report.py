@@ -301,14 +301,14 @@ def letters_line(letters):
     return f"Conditions: {'; '.join(texts)}. Times under different conditions are never divided by one another."
 
 
-def time_table(times, paper, number, keep=lambda name: True):
+def time_table(times, paper, number, datasets=PAPER_DATASETS, keep=lambda name: True):
     """Tables 5 and 13, from the timings on a quiet machine; the rows whose third column is to be kept."""
-    times = {key: value for key, value in times.items() if key[0] in PAPER_DATASETS and key[1] in TIME_TABLES[number]}
+    times = {key: value for key, value in times.items() if key[0] in datasets and key[1] in TIME_TABLES[number]}
     letters = condition_letters(times)
     rows = [
         row
         for task in TIME_TABLES[number]
-        for dataset in PAPER_DATASETS
+        for dataset in datasets
         for row in (*time_rows(times, dataset, task, letters), *paper_time_rows(paper, dataset, task, number))
         if keep(row[2])
     ]
@@ -316,9 +316,9 @@ def time_table(times, paper, number, keep=lambda name: True):
     return f"{table}\n\n{letters_line(letters)}" if letters else table
 
 
-def ratio_table(times, paper, number):
+def ratio_table(times, paper, number, datasets):
     """The rows of `time_table` that are relative to Retrain, and those that are missing."""
-    return time_table(times, paper, number, lambda name: "÷" in name or name == "here")
+    return time_table(times, paper, number, datasets, lambda name: "÷" in name or name == "here")
 
 
 def relearning_table(cells, datasets):
@@ -802,6 +802,14 @@ def mixed_configurations(cells):
     return ["/".join(place) for place in counts.index[counts > 1]]
 
 
+def there_and_missing(cells, tasks, tree):
+    """The paper's data sets with a cell, and a sentence on those without any."""
+    found = set(paper_cells(cells, tasks, tree).dataset)
+    datasets = [name for name in PAPER_DATASETS if name in found]
+    lost = [name for name in PAPER_DATASETS if name not in found]
+    return datasets, f"Missing: {', '.join(lost)}." if lost else ""
+
+
 def readme_section(results_dir="results"):
     """The main results for the README, from the cells alone: tables 2 and 3, relearning, and time relative to Retrain.
 
@@ -819,17 +827,17 @@ def readme_section(results_dir="results"):
     stats, parts = summarise(cells), [README_LEGEND]
     for number in (2, 3):
         task = EFFECTIVENESS_TABLES[number][0]
-        there = set(paper_cells(cells, [task], "cells").dataset)
-        datasets = [name for name in PAPER_DATASETS if name in there]
-        lost = [name for name in PAPER_DATASETS if name not in there]
+        datasets, lost = there_and_missing(cells, [task], "cells")
         table = effectiveness_table(stats, paper, number, datasets, extra=False) if datasets else ""
-        parts += [f"**Table {number}: {describe(task)}**", table] + [f"Missing: {', '.join(lost)}."] * bool(lost)
+        parts += [f"**Table {number}: {describe(task)}**", table, lost]
     folder = quote((Path(results_dir) / "figures").as_posix())
     for task, number in RELEARNING_FIGURES.items():
         there = not paper_cells(cells, [task], "relearn").empty
         title = f"Figure {number}: relearning, {describe(task)}"
         parts.append(picture(f"relearning-{task}", title, folder) if there else f"{title}: missing, no cell for this.")
-    parts += ["**Time relative to Retrain (table 5)**", ratio_table(summarise_times(cells), paper, 5)]
+    datasets, lost = there_and_missing(cells, TIME_TABLES[5], "efficiency")
+    ratios = ratio_table(summarise_times(cells), paper, 5, datasets) if datasets else ""
+    parts += ["**Time relative to Retrain (table 5)**", ratios, lost]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
