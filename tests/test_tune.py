@@ -5,9 +5,11 @@ from dataclasses import asdict
 
 import pandas as pd
 import pytest
+from conftest import ROOT
 
 from benchmarks import tune
 from config import UserError, hyperparameters
+from data import parse_task
 
 
 @pytest.fixture
@@ -39,6 +41,16 @@ def test_every_trial_is_a_cell_and_the_table_ranks_them(arguments, tmp_path, cap
 def test_seeds_for_reporting_are_refused(arguments):
     with pytest.raises(UserError, match="--seeds 4"):
         tune.search(tune.Arguments(**(asdict(arguments) | {"seeds": (4, 100)})))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results/tuning").glob("*.csv")), ids=lambda path: path.stem)
+def test_the_table_of_hyperparameters_has_the_best_of_the_committed_search(path):
+    frame = pd.read_csv(path)
+    dataset, task = path.stem.split("-")
+    for method, found in frame[frame["time/Retrain"] <= 1].groupby("method"):
+        row = hyperparameters(method, dataset, parse_task(task).metrics_kind)
+        assert {name: found.iloc[0][name] for name in row} == row
+        assert len(frame[frame.method == method]) == 12
 
 
 @pytest.mark.parametrize("kind", tune.SPACE)
