@@ -1,10 +1,10 @@
 import pytest
+from test_report import QUIET, write
 
 import claims
 import report
 import summary
 from baselines import METHODS
-from tests.test_report import QUIET, write
 
 OTHERS = [method for method in METHODS if method not in ("Retrain", "CaMU")]
 
