@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import pandas as pd
+
 from baselines import METHODS
 from summary import (
     MAIN_TASKS,
@@ -57,6 +59,7 @@ class Ablated:
     """"higher" or "lower" """
     margin: float
     datasets: tuple[str, ...] = PAPER_DATASETS
+    tree: str = "ablation"
 
     def check(self, found, dataset, task):
         """(holds, figures), or None while one of the two is missing."""
@@ -74,6 +77,7 @@ class Forgotten:
     text: str
     kind: str = "class"
     datasets: tuple[str, ...] = PAPER_DATASETS
+    tree: str = "cells"
 
     def check(self, found, dataset, task):
         """(holds, figures), or None while CaMU is missing."""
@@ -107,6 +111,15 @@ def standing(values, direction):
     return 1 + sum(cost < found["CaMU"] for cost in found.values()), min(found, key=found.get)
 
 
+def on_common_seeds(cells):
+    """Of every tree, data set and task the cells of those seeds that all methods there have."""
+    parts = []
+    for _, group in cells.groupby(["tree", "dataset", "task"]):
+        common = set.intersection(*group.groupby("method")["seed"].agg(set))
+        parts.append(group[group.seed.isin(common)])
+    return pd.concat(parts)
+
+
 def measured(cells):
     """All that claims are about: (tree, data set, task, method, metric) -> mean over seeds.
 
@@ -135,24 +148,31 @@ def answers(cells):
     Returns
     -------
     list of (str, str, bool or None, str)
-        The claim, where, whether it holds (None: not measured), and the figures. The places where a claim is not
-        measured share a row; of tasks other than the two main ones only those with a cell are looked at.
+        The claim, where and over how many seeds, whether it holds (None: not measured), and the figures. Methods are
+        compared on the seeds that all of them have. The places where a claim is not measured share a row; of tasks
+        other than the two main ones only those with a cell are looked at.
     """
-    found, rows = measured(cells), []
     there = set(zip(cells.dataset, cells.task))
+    alone, compared = cells[cells.method == "CaMU"], on_common_seeds(cells)
+    numbers, rows = {False: measured(alone), True: measured(compared)}, []
     for claim in CLAIMS:
-        missing = []
-        for dataset in claim.datasets:
-            for task in PAPER_TASKS:
-                if kind(task) == claim.kind and (task in MAIN_TASKS or (dataset, task) in there):
-                    answer = claim.check(found, dataset, task)
-                    if answer is None:
-                        missing.append(f"{dataset} {task}")
-                    else:
-                        rows.append((claim.text, f"{dataset} {task}", *answer))
+        comparing = not isinstance(claim, Forgotten)
+        chosen = compared if comparing else alone
+        seeds = chosen[chosen.tree == claim.tree].groupby(["dataset", "task"])["seed"].nunique()
+        places = [
+            (dataset, task)
+            for dataset in claim.datasets
+            for task in PAPER_TASKS
+            if kind(task) == claim.kind and (task in MAIN_TASKS or (dataset, task) in there)
+        ]
+        found = {place: claim.check(numbers[comparing], *place) for place in places}
+        rows += [
+            (claim.text, f"{' '.join(place)} ({seeds[place]})", *answer) for place, answer in found.items() if answer
+        ]
+        missing = [" ".join(place) for place, answer in found.items() if not answer]
         if missing:
             rows.append((claim.text, ", ".join(missing), None, ""))
-    return [*rows, mia_answer(cells)]
+    return [*rows, mia_answer(compared)]
 
 
 def mia_answer(cells):

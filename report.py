@@ -604,7 +604,8 @@ Made by `python report.py` from the cells beside this file, and from nothing els
 
 CLAIMS_REMARK = (
     "What the paper's text says of CaMU, held against the cells. Places are among the seven methods besides Retrain; a "
-    "claim on places is answered only where all of them have been measured."
+    "claim on places is answered only where all of them have been measured, on the seeds that all of them have (their "
+    "number in brackets)."
 )
 VERDICTS = {True: "holds", False: "**does not**", None: "not measured"}
 ABLATION_REMARK = (
