@@ -40,9 +40,7 @@ class Standing:
         values = {m: found.get((self.tree, dataset, task, m, self.metric)) for m in METHODS}
         if None in values.values():
             return None
-        place, first = standing(values, self.direction)
-        leader = "" if place == 1 else f"; first: {first} {values[first]:.2f}"
-        figures = f"{values['CaMU']:.2f}, {ORDINALS[place - 1]} of {len(METHODS) - 1}{leader}"
+        place, figures = standing(values, self.direction)
         retrain = f"; Retrain {values['Retrain']:.2f}" if self.direction == "≈" else ""
         return place <= self.at_most, figures + retrain
 
@@ -63,7 +61,7 @@ class Ablated:
 
     def check(self, found, dataset, task):
         """(holds, figures), or None while one of the two is missing."""
-        values = [found.get(("ablation", dataset, task, method, self.metric)) for method in (self.variant, "CaMU")]
+        values = [found.get((self.tree, dataset, task, method, self.metric)) for method in (self.variant, "CaMU")]
         if None in values:
             return None
         difference = values[0] - values[1] if self.worse == "higher" else values[1] - values[0]
@@ -81,7 +79,7 @@ class Forgotten:
 
     def check(self, found, dataset, task):
         """(holds, figures), or None while CaMU is missing."""
-        value = found.get(("cells", dataset, task, "CaMU", "A_ts_f"))
+        value = found.get((self.tree, dataset, task, "CaMU", "A_ts_f"))
         return None if value is None else (round(value, 2) == 0, f"{value:.2f}")
 
 
@@ -106,9 +104,11 @@ CLAIMS = (
 
 
 def standing(values, direction):
-    """CaMU's place and the first method; methods that are equal at two decimals share a place."""
+    """CaMU's place and a text that names it and the first; methods that are equal at two decimals share a place."""
     found = costs(values, direction)
-    return 1 + sum(cost < found["CaMU"] for cost in found.values()), min(found, key=found.get)
+    place, first = 1 + sum(cost < found["CaMU"] for cost in found.values()), min(found, key=found.get)
+    leader = "" if place == 1 else f"; first: {first} {values[first]:.2f}"
+    return place, f"{values['CaMU']:.2f}, {ORDINALS[place - 1]} of {len(found)}{leader}"
 
 
 def on_common_seeds(cells):
@@ -188,7 +188,5 @@ def mia_answer(cells):
     if not pairs:
         return text, "all data sets", None, ""
     values = {method: value for method, (value, _) in mia_difference(stats, pairs).items()}
-    place, first = standing(values, "↓")
-    leader = "" if place == 1 else f"; first: {first} {values[first]:.2f}"
-    figures = f"{values['CaMU']:.2f}, {ORDINALS[place - 1]} of {len(values)}{leader} (the paper's text: 4.09)"
-    return text, ", ".join(" ".join(pair) for pair in pairs), place <= 2, figures
+    place, figures = standing(values, "↓")
+    return text, ", ".join(" ".join(pair) for pair in pairs), place <= 2, f"{figures} (the paper's text: 4.09)"

@@ -83,34 +83,38 @@ def search(arguments):
         raise UserError(f"--seeds {min(arguments.seeds)}: tuning uses seeds of at least 100")
     config = replace(main.check(arguments), save_models=False)
     tasks = [parse_task(text) for text in config.tasks]
-    for name, task in itertools.product(config.dataset, tasks):
+    for name in config.dataset:
         one = main.plan(name, [], config)
-        for seed in config.seeds:
-            split = make_split(one.dataset, task, seed)
-            wanted = [("Retrain", 0, {})]
-            for method in config.methods:
-                drawn = points(method, task.metrics_kind, config.trials)
-                wanted += [(method, number, point) for number, point in enumerate(drawn)]
-            for method, number, point in wanted:
-                trial = Trial(name, task, method, seed, number=number)
-                spec = cell_spec(trial, one.dataset, split, one.spec, config)
-                one.specs[trial] = spec | {"hyperparameters": spec["hyperparameters"] | point}
-                record = finished(trial.path(config), one.specs[trial], config.overwrite)
-                if record is not None:
-                    one.records[trial] = record
         main.make_shared(one, config)
-        jobs = [main.unlearning_job(trial, one, config) for trial in one.specs if trial not in one.records]
-        run_jobs(jobs, config, f"{name} {task.name}: tuning")
-        summarise(one, task, config)
+        for task in tasks:
+            add_trials(one, task, config)
+            jobs = [main.unlearning_job(trial, one, config) for trial in one.specs if trial not in one.records]
+            run_jobs(jobs, config, f"{name} {task.name}: tuning")
+            summarise(one, task, config)
+
+
+def add_trials(one, task, config):
+    """Put all trials of a task, and the records of those that are finished, into the plan."""
+    drawn = {"Retrain": [{}]} | {m: points(m, task.metrics_kind, config.trials) for m in config.methods}
+    for seed in config.seeds:
+        split = make_split(one.dataset, task, seed)
+        for method, number, point in ((m, i, point) for m in drawn for i, point in enumerate(drawn[m])):
+            trial = Trial(one.dataset.name, task, method, seed, number=number)
+            spec = cell_spec(trial, one.dataset, split, one.spec, config)
+            one.specs[trial] = spec | {"hyperparameters": spec["hyperparameters"] | point}
+            record = finished(trial.path(config), one.specs[trial], config.overwrite)
+            if record is not None:
+                one.records[trial] = record
 
 
 def summarise(one, task, config):
     """Rank the trials of a task, write the table, and print the best of each method."""
-    names = list(dict.fromkeys(name for r in one.records.values() for name in r["config"]["hyperparameters"]))
+    records = {trial: record for trial, record in one.records.items() if trial.task == task}
+    names = list(dict.fromkeys(name for r in records.values() for name in r["config"]["hyperparameters"]))
     measured = [*METRICS[task.metrics_kind], "time_s"]
     rows = [
         {"method": t.method, "trial": t.number, **r["config"]["hyperparameters"], **r["metrics"], "time_s": r["time_s"]}
-        for t, r in one.records.items()
+        for t, r in records.items()
     ]
     columns = dict.fromkeys(names, "first") | dict.fromkeys(measured, "mean")
     frame = pd.DataFrame(rows).groupby(["method", "trial"], as_index=False).agg(columns)
