@@ -1,7 +1,7 @@
 """The search for the baselines' hyperparameters."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pandas as pd
 import pytest
@@ -10,6 +10,7 @@ from conftest import ROOT
 from benchmarks import tune
 from config import UserError, hyperparameters
 from data import parse_task
+from metrics import gap
 
 
 @pytest.fixture
@@ -38,9 +39,38 @@ def test_every_trial_is_a_cell_and_the_table_ranks_them(arguments, tmp_path, cap
     assert again == trials
 
 
+def test_only_the_best_run_with_the_other_seeds_and_lead_the_table(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "FINALISTS", 1)
+    monkeypatch.setattr(tune, "within_time", lambda frame: frame)  # on so little data, times are noise
+    tune.search(replace(arguments, seeds=(100, 101)))
+    folder = tmp_path / "results/tuning"
+    again = sorted(path.parent.name for path in folder.rglob("*-seed101.json"))
+    assert again == ["Boundary", "Retrain", "T-S"]
+    for method, found in pd.read_csv(folder / "OptDigits-class0.csv").groupby("method"):
+        best, other = found.itertuples()
+        assert (best.seeds, other.seeds) == (2, 1)
+        gaps = [gap_to_retrain(folder / "OptDigits/class0", method, best.trial, seed) for seed in (100, 101)]
+        assert gaps[0] <= other.gap + 1e-4
+        assert best.gap == pytest.approx(sum(gaps) / 2, abs=1e-4)
+
+
+def gap_to_retrain(folder, method, trial, seed):
+    ours, retrain = (
+        json.loads((folder / name).read_text())["metrics"]
+        for name in (f"{method}/trial{trial}-seed{seed}.json", f"Retrain/trial0-seed{seed}.json")
+    )
+    return gap(ours, retrain, "class")
+
+
 def test_seeds_for_reporting_are_refused(arguments):
     with pytest.raises(UserError, match="--seeds 4"):
-        tune.search(tune.Arguments(**(asdict(arguments) | {"seeds": (4, 100)})))
+        tune.search(replace(arguments, seeds=(4, 100)))
+
+
+@pytest.mark.parametrize("method", ["SISA", "all"])
+def test_methods_without_a_search_are_named(arguments, method):
+    with pytest.raises(UserError, match=f"--methods {method}: .*NegGrad, Boundary"):
+        tune.search(replace(arguments, methods=("T-S", method)))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results/tuning").glob("*.csv")), ids=lambda path: path.stem)
