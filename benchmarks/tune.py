@@ -24,21 +24,35 @@ import torch
 import tyro
 
 import main
-from config import Config, UserError
+from config import FAMILIES, Config, UserError
 from data import generator, make_split, parse_task
 from experiment import cell_spec, finished, run_jobs
 from metrics import METRICS, gap
 
 SCRUB = {"epochs": (3,), "msteps": (2,), "lr": (1e-5, 1.5e-5, 2e-5, 2.5e-5, 3e-5, 4e-5), "alpha": (0.1, 0.5)}
-SPACE = {  # by kind of task; for Digit and Fashion
-    "random": {
+SPACE = {  # by family of data sets and kind of task
+    ("OptDigits", "random"): {
+        "NegGrad": {"epochs": (1, 2, 4), "lr": (0.01, 0.03), "a": (0.8, 0.95)},
+        "Boundary": {"epochs": (1, 2, 5, 10), "lr": (1e-6, 1e-5, 1e-4)},
+        "T-S": {"epochs": (1, 2, 3), "lr": (1e-4, 2e-4, 5e-4, 1e-3), "remain_fraction": (0.3,)},
+        "SCRUB": {"epochs": (3, 5), "msteps": (2,), "lr": (1e-4, 5e-4, 1e-3), "alpha": (0.1, 0.5)},
+        "Unroll": {"epochs": (1, 2), "lr": (0.001, 0.003, 0.01, 0.03, 0.05, 0.1)},
+    },
+    ("OptDigits", "class"): {
+        "NegGrad": {"epochs": (2, 4), "lr": (0.01, 0.02), "a": (0.5, 0.6, 0.7)},
+        "Boundary": {"epochs": (1, 2, 5, 10), "lr": (3e-5, 1e-4, 3e-4)},
+        "T-S": {"epochs": (1, 2, 3), "lr": (2e-4, 5e-4, 1e-3, 2e-3), "remain_fraction": (0.3,)},
+        "SCRUB": {"epochs": (4,), "msteps": (3,), "lr": (5e-4, 1e-3, 1.5e-3, 2e-3, 3e-3, 5e-3), "alpha": (0.1, 0.5)},
+        "Unroll": {"epochs": (1, 2, 4), "lr": (0.03, 0.1, 0.2, 0.3)},
+    },
+    ("MNIST", "random"): {
         "NegGrad": {"epochs": (1, 2), "lr": (0.01, 0.03), "a": (0.5, 0.6, 0.7)},
         "Boundary": {"epochs": (1, 2, 5), "lr": (3e-7, 1e-6, 3e-6, 1e-5)},
         "T-S": {"epochs": (1, 2, 3), "lr": (1e-4, 2e-4, 5e-4, 1e-3), "remain_fraction": (0.3,)},
         "SCRUB": SCRUB,
         "Unroll": {"epochs": (1, 2), "lr": (0.001, 0.003, 0.01, 0.03, 0.05, 0.1)},
     },
-    "class": {
+    ("MNIST", "class"): {
         "NegGrad": {"epochs": (2,), "lr": (0.003, 0.005, 0.01), "a": (0.95, 0.97, 0.98, 0.99)},
         "Boundary": {"epochs": (1, 2, 5, 10), "lr": (3e-5, 1e-4, 3e-4)},
         "T-S": {"epochs": (1, 2, 3), "lr": (2e-4, 5e-4, 1e-3, 2e-3), "remain_fraction": (0.3,)},
@@ -46,6 +60,7 @@ SPACE = {  # by kind of task; for Digit and Fashion
         "Unroll": {"epochs": (1, 2, 3), "lr": (0.05, 0.1, 0.15, 0.2)},
     },
 }
+METHODS = tuple(SPACE["MNIST", "random"])
 FINALISTS = 3
 
 
@@ -53,7 +68,7 @@ FINALISTS = 3
 class Arguments(Config):
     """The settings of the search; those of a run, with other defaults."""
 
-    methods: tuple[str, ...] = tuple(SPACE["random"])
+    methods: tuple[str, ...] = METHODS
     """the baselines to tune"""
     seeds: tuple[int, ...] = (100,)
     """at least 100: lower seeds are for reporting. All points run with the first, the best few with the others"""
@@ -61,9 +76,9 @@ class Arguments(Config):
     """points tried for every baseline, data set and task"""
 
 
-def points(method, kind, count):
-    """The first `count` points of the method's grid for a kind of task, in a fixed random order."""
-    space = SPACE[kind][method]
+def points(method, dataset, kind, count):
+    """The first `count` points of the method's grid for a data set and a kind of task, in a fixed random order."""
+    space = SPACE[FAMILIES[dataset], kind][method]
     grid = [dict(zip(space, values)) for values in itertools.product(*space.values())]
     order = torch.randperm(len(grid), generator=generator("tuning", method))
     return [grid[i] for i in order[:count].tolist()]
@@ -83,9 +98,13 @@ class Trial(main.Cell):
 def search(arguments):
     if min(arguments.seeds) < 100:
         raise UserError(f"--seeds {min(arguments.seeds)}: tuning uses seeds of at least 100")
-    untuned = [method for method in arguments.methods if method not in SPACE["random"]]
+    untuned = [method for method in arguments.methods if method not in METHODS]
     if untuned:
-        raise UserError(f"--methods {untuned[0]}: has no search; choose from {', '.join(SPACE['random'])}")
+        raise UserError(f"--methods {untuned[0]}: has no search; choose from {', '.join(METHODS)}")
+    unknown = [name for name in arguments.dataset if (FAMILIES.get(name), "class") not in SPACE]
+    if unknown:
+        known = [name for name, family in FAMILIES.items() if (family, "class") in SPACE]
+        raise UserError(f"--dataset {unknown[0]}: no search for this; choose from {', '.join(known)}")
     config = replace(main.check(arguments), save_models=False)
     tasks = [parse_task(text) for text in config.tasks]
     first, *others = config.seeds
@@ -93,7 +112,7 @@ def search(arguments):
         one = main.plan(name, [], config)
         main.make_shared(one, config)
         for task in tasks:
-            drawn = {"Retrain": [{}]} | {m: points(m, task.metrics_kind, config.trials) for m in config.methods}
+            drawn = {"Retrain": [{}]} | {m: points(m, name, task.metrics_kind, config.trials) for m in config.methods}
             trials = [(method, number) for method, tried in drawn.items() for number in range(len(tried))]
             run_trials(one, task, trials, [first], drawn, config)
             best = within_time(ranked(one, task, config)).groupby("method").head(FINALISTS)

@@ -83,10 +83,16 @@ def test_the_table_of_hyperparameters_has_the_best_of_the_committed_search(path)
         assert len(frame[frame.method == method]) == 12
 
 
-@pytest.mark.parametrize("kind", tune.SPACE)
-def test_points_are_distinct_settings_of_the_method(kind):
-    for method in tune.SPACE[kind]:
-        points = tune.points(method, kind, 12)
+@pytest.mark.parametrize("dataset", ["OptDigits", "Digit", "Fashion"])
+@pytest.mark.parametrize("kind", ["random", "class"])
+def test_points_are_distinct_settings_of_the_method(dataset, kind):
+    for method in tune.METHODS:
+        points = tune.points(method, dataset, kind, 12)
         assert len(points) == 12 == len({tuple(point.values()) for point in points})
-        assert points[:3] == tune.points(method, kind, 3)
-        assert set(points[0]) <= set(hyperparameters(method, "Digit", kind))
+        assert points[:3] == tune.points(method, dataset, kind, 3)
+        assert set(points[0]) <= set(hyperparameters(method, dataset, kind))
+
+
+def test_data_sets_without_a_search_are_named(arguments):
+    with pytest.raises(UserError, match=r"--dataset CIFAR10: .*OptDigits, Digit, Fashion"):
+        tune.search(replace(arguments, dataset=("CIFAR10",)))
