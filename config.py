@@ -91,8 +91,8 @@ ABLATION = {
 HYPERPARAMETERS = {
     "Retrain": {(ANY, ANY): {"epochs": None, "lr": None}},
     "NegGrad": {
-        ("OptDigits", "random"): {"epochs": 1, "lr": 0.03, "a": 0.95},
-        ("OptDigits", "class"): {"epochs": 4, "lr": 0.01, "a": 0.75},
+        ("OptDigits", "random"): {"epochs": 2, "lr": 0.01, "a": 0.8},
+        ("OptDigits", "class"): {"epochs": 4, "lr": 0.02, "a": 0.85},
         ("MNIST", "random"): {"epochs": 1, "lr": 0.01, "a": 0.6},
         ("MNIST", "class"): {"epochs": 2, "lr": 0.003, "a": 0.95},
         ("CIFAR", "random"): {"epochs": 5, "lr": 0.01, "a": 0.99},
@@ -103,7 +103,7 @@ HYPERPARAMETERS = {
     },
     "Boundary": {
         ("OptDigits", "random"): {"epochs": 2, "lr": 1e-6},
-        ("OptDigits", "class"): {"epochs": 10, "lr": 1e-4},
+        ("OptDigits", "class"): {"epochs": 2, "lr": 3e-4},
         ("MNIST", "random"): {"epochs": 1, "lr": 3e-7},
         ("MNIST", "class"): {"epochs": 10, "lr": 1e-4},
         (ANY, "random"): {"epochs": 5, "lr": 1e-5},
@@ -112,14 +112,21 @@ HYPERPARAMETERS = {
     },
     "T-S": {
         ("OptDigits", "random"): {"epochs": 3, "lr": 5e-4, "remain_fraction": 0.3},
-        ("OptDigits", "class"): {"epochs": 2, "lr": 5e-4, "remain_fraction": 0.3},
+        ("OptDigits", "class"): {"epochs": 2, "lr": 1e-3, "remain_fraction": 0.3},
         ("MNIST", "random"): {"epochs": 3, "lr": 5e-4, "remain_fraction": 0.3},
         ("MNIST", "class"): {"epochs": 3, "lr": 1e-3, "remain_fraction": 0.3},
         (ANY, ANY): {"epochs": 1, "lr": 1e-4, "remain_fraction": 0.3},
     },
     "SCRUB": {
-        ("OptDigits", "random"): {"epochs": 5, "msteps": 2, "lr": 5e-4, "alpha": 0.1, "gamma": 1.0, "temperature": 4.0},
-        ("OptDigits", "class"): {"epochs": 3, "msteps": 3, "lr": 1e-3, "alpha": 0.1, "gamma": 1.0, "temperature": 4.0},
+        ("OptDigits", "random"): {"epochs": 3, "msteps": 2, "lr": 1e-3, "alpha": 0.5, "gamma": 1.0, "temperature": 4.0},
+        ("OptDigits", "class"): {
+            "epochs": 4,
+            "msteps": 3,
+            "lr": 1.5e-3,
+            "alpha": 0.5,
+            "gamma": 1.0,
+            "temperature": 4.0,
+        },
         ("MNIST", "random"): {"epochs": 3, "msteps": 2, "lr": 1.5e-5, "alpha": 0.1, "gamma": 1.0, "temperature": 4.0},
         ("MNIST", "class"): {"epochs": 3, "msteps": 2, "lr": 2e-5, "alpha": 0.1, "gamma": 1.0, "temperature": 4.0},
         ("CIFAR", "random"): {"epochs": 3, "msteps": 2, "lr": 5e-4, "alpha": 0.001, "gamma": 0.99, "temperature": 4.0},
@@ -128,7 +135,8 @@ HYPERPARAMETERS = {
     },
     "SISA": {(ANY, ANY): {"shards": 5, "slices": 4, "epochs": None, "lr": None}},
     "Unroll": {
-        ("OptDigits", "random"): {"epochs": 2, "lr": 1e-3},
+        ("OptDigits", "random"): {"epochs": 2, "lr": 0.03},
+        ("OptDigits", "class"): {"epochs": 2, "lr": 0.15},
         ("MNIST", "random"): {"epochs": 1, "lr": 0.03},
         ("MNIST", "class"): {"epochs": 2, "lr": 0.1},
         (ANY, ANY): {"epochs": 1, "lr": 3e-3},

@@ -39,11 +39,11 @@ SPACE = {  # by family of data sets and kind of task
         "Unroll": {"epochs": (1, 2), "lr": (0.001, 0.003, 0.01, 0.03, 0.05, 0.1)},
     },
     ("OptDigits", "class"): {
-        "NegGrad": {"epochs": (2, 4), "lr": (0.01, 0.02), "a": (0.5, 0.6, 0.7)},
+        "NegGrad": {"epochs": (4, 6), "lr": (0.01, 0.02), "a": (0.8, 0.85, 0.9)},
         "Boundary": {"epochs": (1, 2, 5, 10), "lr": (3e-5, 1e-4, 3e-4)},
         "T-S": {"epochs": (1, 2, 3), "lr": (2e-4, 5e-4, 1e-3, 2e-3), "remain_fraction": (0.3,)},
-        "SCRUB": {"epochs": (4,), "msteps": (3,), "lr": (5e-4, 1e-3, 1.5e-3, 2e-3, 3e-3, 5e-3), "alpha": (0.1, 0.5)},
-        "Unroll": {"epochs": (1, 2, 4), "lr": (0.03, 0.1, 0.2, 0.3)},
+        "SCRUB": {"epochs": (4,), "msteps": (2, 3), "lr": (5e-4, 1e-3, 1.5e-3), "alpha": (0.1, 0.5)},
+        "Unroll": {"epochs": (1, 2, 4), "lr": (0.01, 0.03, 0.1, 0.15)},
     },
     ("MNIST", "random"): {
         "NegGrad": {"epochs": (1, 2), "lr": (0.01, 0.03), "a": (0.5, 0.6, 0.7)},
