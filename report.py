@@ -483,7 +483,8 @@ def line_style(method):
 def set_title(axis, dataset, found, methods=tuple(METHODS), note="", wrap=44):
     """Name the data set, the seeds behind the picture where known, and the methods that are missing in it."""
     seeds = sorted(set(found.seeds)) if "seeds" in found else []
-    count = "" if not seeds else f" ({'–'.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds)"
+    span = "–".join(map(str, dict.fromkeys((*seeds[:1], *seeds[-1:]))))
+    count = f" ({span} seed{'' if span == '1' else 's'})" if seeds else ""
     missing = [method for method in methods if method not in set(found.method)]
     lost = f"\nmissing: {', '.join(missing)}" if missing else ""
     lines = f"{dataset}{count}{note}{lost}".split("\n")

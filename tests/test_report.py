@@ -218,6 +218,8 @@ def test_relearning_figure_shows_the_curves(cells):
     assert line.get_color() == report.COLOURS["CaMU"] and line.get_marker() == report.MARKERS["CaMU"]
     assert lower.lines[0].get_ydata().tolist() == [0, 0.5, 1]
     assert "Digit (2 seeds)" in upper.get_title() and "missing: Retrain, NegGrad" in upper.get_title()
+    alone = report.draw_relearning(summary.relearning_curves(cells[cells.seed == 0]), "random10", ["Digit"])
+    assert "Digit (1 seed)" in alone.axes[0].get_title()
     assert report.draw_relearning(summary.relearning_curves(cells), "class0", ["Digit"]) is None
 
 
