@@ -34,6 +34,7 @@ class Standing:
     at_most: int
     """the lowest place with which the claim holds"""
     datasets: tuple[str, ...] = PAPER_DATASETS
+    compares = True  # methods with one another, so on their common seeds
 
     def check(self, found, dataset, task):
         """(holds, figures), or None while a method is missing."""
@@ -58,6 +59,7 @@ class Ablated:
     margin: float
     datasets: tuple[str, ...] = PAPER_DATASETS
     tree: str = "ablation"
+    compares = True
 
     def check(self, found, dataset, task):
         """(holds, figures), or None while one of the two is missing."""
@@ -76,6 +78,7 @@ class Forgotten:
     kind: str = "class"
     datasets: tuple[str, ...] = PAPER_DATASETS
     tree: str = "cells"
+    compares = False
 
     def check(self, found, dataset, task):
         """(holds, figures), or None while CaMU is missing."""
@@ -156,8 +159,7 @@ def answers(cells):
     alone, compared = cells[cells.method == "CaMU"], on_common_seeds(cells)
     numbers, rows = {False: measured(alone), True: measured(compared)}, []
     for claim in CLAIMS:
-        comparing = not isinstance(claim, Forgotten)
-        chosen = compared if comparing else alone
+        chosen = compared if claim.compares else alone
         seeds = chosen[chosen.tree == claim.tree].groupby(["dataset", "task"])["seed"].nunique()
         places = [
             (dataset, task)
@@ -165,7 +167,7 @@ def answers(cells):
             for task in PAPER_TASKS
             if kind(task) == claim.kind and (task in MAIN_TASKS or (dataset, task) in there)
         ]
-        found = {place: claim.check(numbers[comparing], *place) for place in places}
+        found = {place: claim.check(numbers[claim.compares], *place) for place in places}
         rows += [
             (claim.text, f"{' '.join(place)} ({seeds[place]})", *answer) for place, answer in found.items() if answer
         ]
