@@ -1,4 +1,4 @@
-"""CaMU: causal machine unlearning (Algorithm 2 of the paper).
+"""CaMU: causal machine unlearning, Algorithm 2 of Shen et al., SDM 2024 (arXiv:2401.17504).
 
 For every tuple of the joint dataset the post-unlearning model f_u = g_u . h_u is brought, on the forget sample, to
 the representation that the pre-unlearning model f_o = g_o . h_o gives the counterfactual sample and to a wrong label
@@ -60,7 +60,7 @@ def log_p(model, x):
 
 
 def forward_both(model, x_r, x_f):
-    """f_u's (logits, representation) of x_r and of x_f, from one pass over both.
+    """f_u's (logits, representation) of x_r and of x_f, from one pass over both; x_f may be empty.
 
     One pass is faster, and batch normalisation needs it: on its own, a batch of x_f (one class, or a few samples over
     and over) would be normalised by statistics that no later input has.
@@ -95,6 +95,12 @@ def unlearn(f_o, split, settings, monitor=None):
     The order of a step is Algorithm 2's: one Adam step on L_KL, then one on L_CE with the updated weights. f_o's
     representations are computed beforehand wherever its input stays the same over the epochs: x_c always, x_r where
     nothing is augmented.
+
+    Where the authors' published code differs from the paper, the paper is followed: the code takes the losses' x_r
+    from a shuffle of its own, here it is the tuple's; its y_c is y_r unless that equals y_f, here it is drawn from all
+    labels but y_f. The paper leaves open whether x_r and x_f go through f_u together; the code's two passes are one
+    here, which changes nothing but with batch normalisation (see `forward_both`). Data sets the paper does not have
+    get several tuples a forget sample (`repeats`) where one would fill only a few batches.
     """
     align_remain = getattr(settings, "align_remain", True)
     align_forget = getattr(settings, "align_forget", True)
@@ -118,7 +124,9 @@ def unlearn(f_o, split, settings, monitor=None):
         crops = images.draw_crops(len(joint), rng)  # x_r is augmented afresh every epoch
         for rows in order.split(settings.batch_size):
             x_r = images.batch(joint.remain[rows], None if crops is None else crops[rows])
-            x_f = images.batch(joint.forget[rows], None if crops is None else joint.forget_crops[rows])
+            x_f = x_r[:0]  # without a term on x_f it must not reach the batch statistics either
+            if align_forget or relabel_forget:
+                x_f = images.batch(joint.forget[rows], None if crops is None else joint.forget_crops[rows])
             target_r = log_p(f_o, x_r) if log_p_r is None else log_p_r[rows]
             target_c = log_p_c[rows]
             y_r, y_c = images.labels[joint.remain[rows]], joint.y_c[rows]

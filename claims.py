@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from baselines import METHODS
 from summary import (
     MAIN_TASKS,
     PAPER_DATASETS,
+    PAPER_METHODS,
     PAPER_TASKS,
     costs,
     kind,
@@ -15,6 +15,7 @@ from summary import (
     relearning_extremes,
     summarise,
     summarise_times,
+    with_base,
 )
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh")
@@ -38,7 +39,7 @@ class Standing:
 
     def check(self, found, dataset, task):
         """(holds, figures), or None while a method is missing."""
-        values = {m: found.get((self.tree, dataset, task, m, self.metric)) for m in METHODS}
+        values = {m: found.get((self.tree, dataset, task, m, self.metric)) for m in PAPER_METHODS}
         if None in values.values():
             return None
         place, figures = standing(values, self.direction)
@@ -131,7 +132,7 @@ def measured(cells):
     found = {key: mean for key, (mean, _, _) in summarise(cells).items()}
     times = summarise_times(cells)
     for dataset, task, conditions in dict.fromkeys(key[:3] for key in times):
-        here = {method: times.get((dataset, task, conditions, method)) for method in METHODS}
+        here = {method: times.get((dataset, task, conditions, method)) for method in PAPER_METHODS}
         if None not in here.values():
             found |= {("efficiency", dataset, task, method, "time_s"): stats[0] for method, stats in here.items()}
     for task in set(cells.task):
@@ -151,10 +152,12 @@ def answers(cells):
     Returns
     -------
     list of (str, str, bool or None, str)
-        The claim, where and over how many seeds, whether it holds (None: not measured), and the figures. Methods are
-        compared on the seeds that all of them have. The places where a claim is not measured share a row; of tasks
-        other than the two main ones only those with a cell are looked at.
+        The claim, where and over how many seeds, whether it holds (None: not measured), and the figures. The
+        paper's methods are compared on the seeds that all of them have, the ablation with CaMU on its own seeds. The
+        places where a claim is not measured share a row; of tasks other than the two main ones only those with a cell
+        are looked at.
     """
+    cells = with_base(cells[cells.method.isin(PAPER_METHODS) | (cells.tree == "ablation")])
     there = set(zip(cells.dataset, cells.task))
     alone, compared = cells[cells.method == "CaMU"], on_common_seeds(cells)
     numbers, rows = {False: measured(alone), True: measured(compared)}, []
@@ -184,7 +187,7 @@ def mia_answer(cells):
         (dataset, task)
         for task in MAIN_TASKS
         for dataset in PAPER_DATASETS
-        if all(("cells", dataset, task, method, "MIA") in stats for method in METHODS)
+        if all(("cells", dataset, task, method, "MIA") in stats for method in PAPER_METHODS)
     ]
     text = "MIA_diff over the main tasks is the second-lowest"
     if not pairs:

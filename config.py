@@ -199,14 +199,12 @@ def hyperparameters(method, dataset, kind, training=None, overrides=()):
     for text in overrides:
         target, name, value = parse_override(text)
         if target == method:
-            if name not in row:
-                raise UserError(f"--override {text}: {method} has no {name!r}, only {', '.join(row)}")
             row[name] = value
     return row
 
 
 def parse_override(text):
-    """Split ``METHOD.NAME=VALUE`` into the two names and the number."""
+    """Split ``METHOD.NAME=VALUE`` into the two names and the number; a UserError where one of them is none of these."""
     target, _, value = text.partition("=")
     method, _, name = target.partition(".")
     try:
@@ -215,6 +213,13 @@ def parse_override(text):
         raise UserError(f"--override {text}: {value!r} is no number; write METHOD.NAME=VALUE")
     if method not in HYPERPARAMETERS:
         raise UserError(f"--override {text}: no method {method!r}, only {', '.join(HYPERPARAMETERS)}")
+    known = {entry: usual for row in HYPERPARAMETERS[method].values() for entry, usual in row.items()}
+    if name not in known:
+        raise UserError(f"--override {text}: {method} has no {name!r}, only {', '.join(known)}")
+    if (name == "epochs" or isinstance(known[name], int)) and not (isinstance(number, int) and number >= 1):
+        raise UserError(f"--override {text}: {name} must be a whole number of at least 1")
+    if not 0 <= number < float("inf"):
+        raise UserError(f"--override {text}: {name} must be a number of at least 0")
     return method, name, number
 
 

@@ -1,6 +1,7 @@
 """Data sets on the device, forget/remain splits, and the joint dataset of CaMU (Algorithm 1)."""
 
 import hashlib
+import io
 import os
 import re
 from dataclasses import dataclass, replace
@@ -376,30 +377,39 @@ def _open(path, header_only=False):
         raise UserError(f"{path}: not a readable image ({error})")
 
 
-def save_atomically(path, write):
+def save_atomically(path, content):
     """Write a file so that it is there in full or not at all: a temporary file, fsync, rename.
 
     Parameters
     ----------
     path : Path
-    write : callable
-        Called with a binary file object.
+    content : bytes
+
+    Raises
+    ------
+    UserError
+        It cannot be written, as when the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}")
 
 
 def save_tensors(path, values):
     """Write tensors and plain values with `save_atomically`."""
-    save_atomically(path, lambda file: torch.save(values, file))
+    serialised = io.BytesIO()  # into a full disk itself, torch fails without saying why
+    torch.save(values, serialised)
+    save_atomically(path, serialised.getbuffer())
 
 
 def load_tensors(path):
@@ -490,6 +500,16 @@ def parse_task(text):
     if text.startswith("ids:"):
         return _read_ids(Path(text.removeprefix("ids:")))
     raise UserError(f"task {text!r} is unknown; write {allowed}")
+
+
+def parse_tasks(texts):
+    """Read several tasks with `parse_task`; a UserError where two have one name, which their cells are kept under."""
+    tasks = {}
+    for text in texts:
+        task = parse_task(text)
+        if tasks.setdefault(task.name, task) != task:
+            raise UserError(f"task {text!r}: another one is called {task.name} too; give its file another name")
+    return list(tasks.values())
 
 
 def _read_ids(path):

@@ -123,7 +123,7 @@ def cell_spec(cell, dataset, split, pretrained, config):
     config : Config
     """
     training = training_row(dataset.name, dataset.model, config.pretrain_epochs, config.retrain_epochs)
-    method = "CaMU" if cell.method in ABLATION else cell.method
+    method, variant = ("CaMU", ABLATION[cell.method]) if cell.tree == "ablation" else (cell.method, {})
     row = hyperparameters(method, dataset.name, split.kind, training, config.override)
     spec = {
         "data": pretrained["data"],
@@ -131,7 +131,7 @@ def cell_spec(cell, dataset, split, pretrained, config):
         "task": cell.task.name,
         "forget_set": hashlib.sha256(split.forget.cpu().numpy().data).hexdigest()[:16],
         "method": method,
-        "hyperparameters": row | ABLATION.get(cell.method, {}),
+        "hyperparameters": row | variant,
         "seed": cell.seed,
         **machine_spec(config),
     }
@@ -338,7 +338,7 @@ def read_json(path):
 
 
 def save_record(path, record):
-    save_atomically(path, lambda file: file.write((json.dumps(record, indent=1) + "\n").encode()))
+    save_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def finished(path, spec, overwrite):
@@ -377,7 +377,7 @@ def check_writable(folder):
     probe = Path(folder) / ".writable"
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
+        probe.write_bytes(bytes(4096))
         probe.unlink()
     except OSError as error:
         raise UserError(f"{folder} cannot be written to: {error.strerror}")

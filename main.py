@@ -13,7 +13,7 @@ import tyro
 
 from baselines import METHODS
 from config import ABLATION, Config, UserError, hyperparameters, parse_override, training_row
-from data import Dataset, load, load_or_set_aside, load_tensors, make_split, parse_task, save_tensors
+from data import Dataset, load, load_or_set_aside, load_tensors, make_split, parse_tasks, save_tensors
 from experiment import (
     Cell,
     Job,
@@ -34,6 +34,7 @@ from experiment import (
 )
 from metrics import gap
 
+SMALLEST_IMAGE = 33  # up to 32 pixels ResNet-18 ends in one pixel, of which a batch of one sample has no variance
 # A study is the trees of cells it needs.
 STUDIES = {
     "plain": ("cells",),
@@ -46,7 +47,7 @@ STUDIES = {
 
 def main(config):
     config = check(config)
-    tasks = [parse_task(text) for text in config.tasks]
+    tasks = parse_tasks(config.tasks)
     plans = [plan(name, tasks, config) for name in config.dataset]
     for one in plans:
         make_shared(one, config)
@@ -72,10 +73,10 @@ def check(config):
             raise UserError(f"no method {method!r}; choose from {', '.join(METHODS)}, or all alone")
     if config.study not in STUDIES:
         raise UserError(f"--study {config.study}: must be one of {', '.join(STUDIES)}")
-    for name in ("jobs", "threads", "batch_size", "image_size", "pretrain_epochs", "retrain_epochs"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    for name in ("jobs", "threads", "batch_size", "pretrain_epochs", "retrain_epochs", "image_size"):
+        value, least = getattr(config, name), SMALLEST_IMAGE if name == "image_size" else 1
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
     if min(config.seeds) < 0:
         raise UserError(f"--seeds {min(config.seeds)}: must not be negative")
     if config.cluster and "efficiency" in STUDIES[config.study]:
@@ -205,7 +206,9 @@ def remove(partial):
 
 def needs_model(cell, one, config):
     """Whether the cell's unlearned model is to be kept, for the user or for relearning, and is not there."""
-    if cell.tree != "cells" or not (config.save_models or "relearn" in STUDIES[config.study]):
+    relearning = replace(cell, tree="relearn")
+    relearns = relearning in one.specs and relearning not in one.records
+    if cell.tree != "cells" or not (config.save_models or relearns):
         return False
     stored = load_or_set_aside(cell.model_path(config), load_tensors)
     return stored is None or stored["config"] != one.specs[cell]

@@ -1,5 +1,7 @@
 """Finished cells -> report.md: every table of the paper beside its values, and the figures."""
 
+import io
+import itertools
 import json
 import math
 import re
@@ -22,6 +24,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 import claims
 from baselines import METHODS
 from config import ABLATION, DATASETS, FAMILIES, FEW, UserError, hyperparameters, training_row
+from data import save_atomically
 from experiment import check_writable
 from metrics import METRICS
 from summary import (
@@ -101,6 +104,9 @@ MARKERS = {
     "Unroll": "X",
     "CaMU": "*",
 }
+ADDED = [method for method in METHODS if method not in COLOURS]  # methods of one's own
+COLOURS |= dict(zip(ADDED, itertools.cycle(("#882255", "#117733", "#AA4499"))))
+MARKERS |= dict(zip(ADDED, itertools.cycle(("<", ">", "p", "h"))))
 STYLE = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -133,7 +139,7 @@ def main(settings):
     figures = draw_figures(cells)
     for name, figure in figures.items():
         save_figure(figure, folder / "figures" / name)
-    (folder / "report.md").write_text(report(cells, set(figures), settings.results_dir), encoding="utf-8")
+    save_atomically(folder / "report.md", report(cells, set(figures), settings.results_dir).encode())
     print(f"{len(cells)} cells: wrote {folder / 'report.md'} and {len(figures)} figures (PNG and SVG)")
     if settings.readme:
         write_readme(Path(settings.readme), readme_section(settings.results_dir))
@@ -430,9 +436,14 @@ def in_order(names, first):
 
 def save_figure(figure, path):
     """Write the PNG and the SVG, the same bytes for the same figure."""
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(f"{path}.png", dpi=200, metadata={"Software": None})
-        figure.savefig(f"{path}.svg", metadata={"Date": None, "Creator": None})
+    for name, options in (
+        ("png", {"dpi": 200, "metadata": {"Software": None}}),
+        ("svg", {"metadata": {"Date": None, "Creator": None}}),
+    ):
+        picture = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            figure.savefig(picture, format=name, **options)
+        save_atomically(path.with_name(f"{path.name}.{name}"), picture.getbuffer())
 
 
 def draw_relearning(curves, task, datasets):
@@ -595,13 +606,14 @@ Made by `python report.py` from the cells beside this file, and from nothing els
   Retrain itself is never marked; entries that are equal at two decimals share a mark. Of the averages `MIA_diff`, only
   those over the most data sets and tasks are compared.
 - `gap`: the mean over all effectiveness metrics of the task (random removal: {random}; class removal: {kinds}) of the
-  absolute difference to Retrain, between means over seeds, in percentage points; in brackets the fewest seeds behind
-  any of them. It is ours, the paper has none. `MIA_diff` is the mean absolute difference to Retrain's MIA over data
-  sets and tasks; in brackets how many of them it is over.
+  absolute difference to Retrain, between means over the seeds that both have (in brackets), in percentage points. It
+  is ours, the paper has none. `MIA_diff` is the mean absolute difference to Retrain's MIA over data sets and tasks; in
+  brackets how many of them it is over.
 - Rows without a paper line below them are not in the paper's table. `A_r_clean` and `A_f_clean` are without the
   training transform, through which the published protocol evaluates CIFAR's training samples.
 - A command makes the cell where it is not there yet: to make one again, give it a --results-dir of its own.
-  What is in capitals is to be chosen from the lists behind it."""
+  What is in capitals is to be chosen from the lists behind it. It says nothing of --pretrain-epochs and --image-size:
+  where they were given, they have to be given again."""
 
 CLAIMS_REMARK = (
     "What the paper's text says of CaMU, held against the cells. Places are among the seven methods besides Retrain; a "
@@ -611,7 +623,7 @@ CLAIMS_REMARK = (
 VERDICTS = {True: "holds", False: "**does not**", None: "not measured"}
 ABLATION_REMARK = (
     "Paper: n/a throughout; which of its printed values belongs to which column could not be read off. Retrain and "
-    "CaMU are those of the plain run."
+    "CaMU are those of the plain run, on the same seeds."
 )
 RELEARNING_PICTURE = (
     "relearning",
@@ -638,7 +650,8 @@ README_MARKS = ("<!-- results: written by report.py -->", "<!-- end of the resul
 README_LEGEND = (
     "Mean ± population standard deviation over the seeds (their number in brackets), in percent; rows “paper”: the "
     "published values, n/a where they could not be read off. **Bold**: best, <ins>underlined</ins>: second best "
-    "(≈ closest to Retrain, ↑ highest, ↓ lowest)."
+    "(≈ closest to Retrain, ↑ highest, ↓ lowest). `gap`: the mean difference to Retrain over all metrics, on the seeds "
+    "that both have."
 )
 
 
@@ -859,7 +872,7 @@ def write_readme(path, text):
     _, found, after = rest.partition(last)
     if not found:
         raise UserError(f"--readme {path}: no lines {first!r} and, below it, {last!r} to write between")
-    path.write_text(f"{before}{first}\n\n{text}\n{last}{after}", encoding="utf-8")
+    save_atomically(path, f"{before}{first}\n\n{text}\n{last}{after}".encode())
     print(f"wrote the results section of {path}")
 
 

@@ -12,6 +12,7 @@ from config import UserError
 from metrics import METRICS, gap
 
 PAPER_VALUES = Path(__file__).parent / "results" / "paper_values.csv"
+PAPER_METHODS = ("Retrain", "NegGrad", "Boundary", "T-S", "SCRUB", "SISA", "Unroll", "CaMU")
 PAPER_DATASETS = ("Digit", "Fashion", "CIFAR10", "CIFAR100")
 PAPER_TASKS = ("random10", "class0", "random15", "random20", "class1", "class2")
 MAIN_TASKS = PAPER_TASKS[:2]
@@ -74,6 +75,14 @@ def kind(task):
     return "class" if task.startswith("class") else "random"
 
 
+def with_base(cells):
+    """The cells with those of the plain run that the ablation's stand beside: its seeds of Retrain and CaMU."""
+    ablated = cells.loc[cells.tree == "ablation", ["dataset", "task", "seed"]].drop_duplicates()
+    plain = cells[(cells.tree == "cells") & cells.method.isin(["Retrain", "CaMU"])]
+    base = plain.merge(ablated, on=["dataset", "task", "seed"]).assign(tree="ablation")
+    return pd.concat([cells, base]).drop_duplicates(["tree", "dataset", "task", "method", "seed"], ignore_index=True)
+
+
 def summarise(cells):
     """Mean, population std and number of seeds of every metric, and the gap to Retrain.
 
@@ -86,20 +95,17 @@ def summarise(cells):
     -------
     dict
         (tree, dataset, task, method, metric) -> (mean, std, seeds), for the trees "cells" and "ablation"; the latter
-        has the former's Retrain and CaMU as well. The metric "gap" has no std (nan).
+        has the former's Retrain and CaMU as well (see `with_base`). The metric "gap" has no std (nan), and is over the
+        seeds that the method and Retrain both have.
     """
-    base = cells[(cells.tree == "cells") & cells.method.isin(["Retrain", "CaMU"])].assign(tree="ablation")
-    plain = pd.concat([cells[cells.tree.isin(["cells", "ablation"])], base])
+    plain = with_base(cells[cells.tree.isin(["cells", "ablation"])])
     names = [name for name in (*METRICS["class"], *CLEAN) if name in plain]
     if plain.empty or not names:
         return {}
     place = ["tree", "dataset", "task", "method"]
-    long = plain.melt(place, names, "metric").dropna(subset="value")
-    found = _statistics(long.groupby([*place, "metric"])["value"])
-    for group in dict.fromkeys(key[:4] for key in found):
-        stats = _gap(found, group)
-        if stats:
-            found[*group, "gap"] = stats
+    found = _statistics(plain.melt(place, names, "metric").dropna(subset="value").groupby([*place, "metric"])["value"])
+    for group, here in plain.groupby(place[:3]):
+        found |= {(*group, method, "gap"): stats for method, stats in _gaps(here, kind(group[2]))}
     return found
 
 
@@ -107,15 +113,15 @@ def _statistics(groups):
     return {key: (float(v.mean()), float(v.std(ddof=0)), int(v.count())) for key, v in groups}
 
 
-def _gap(found, group):
-    *place, method = group
-    names = METRICS[kind(place[2])]
-    ours, retrain = ({name: found.get((*place, m, name)) for name in names} for m in (method, "Retrain"))
-    if method == "Retrain" or None in ours.values() or None in retrain.values():
-        return None
-    means = [{name: mean for name, (mean, _, _) in side.items()} for side in (ours, retrain)]
-    seeds = min(count for side in (ours, retrain) for _, _, count in side.values())
-    return gap(*means, kind(place[2])), math.nan, seeds
+def _gaps(cells, kind):
+    """(method, statistics of its gap) of the methods of one data set and task that share a seed with Retrain."""
+    complete = cells.set_index("seed").reindex(columns=["method", *METRICS[kind]]).dropna()
+    by_method = {method: rows.drop(columns="method") for method, rows in complete.groupby("method")}
+    retrain = by_method.pop("Retrain", complete[:0])
+    for method, rows in by_method.items():
+        seeds = rows.index.intersection(retrain.index)
+        if len(seeds):
+            yield method, (gap(rows.loc[seeds].mean(), retrain.loc[seeds].mean(), kind), math.nan, len(seeds))
 
 
 def summarise_times(cells, tree="efficiency"):

@@ -16,6 +16,7 @@ measured at the start (float32, in GFLOP/s).
 import copy
 import json
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ from torchvision.transforms import ToTensor
 
 import camu
 import models
-from config import hyperparameters, settings, training_row
+from config import UserError, hyperparameters, settings, training_row
 from data import Dataset as OurDataset
 from data import Images, Split, generator, load, make_split, parse_task
 from training import train
@@ -201,6 +202,9 @@ def main(arguments):
         torch.set_num_threads(arguments.threads)
     dataset, reference = both_data_sets(arguments.data_root)
     known = cases(dataset, reference)
+    for name in arguments.cases:
+        if name not in known:
+            raise UserError(f"--cases {name}: choose from {', '.join(known)}")
     peak = peak_gflops()
     for name in arguments.cases:
         ours, theirs, images, gflop = known[name]
@@ -220,4 +224,8 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    try:
+        main(tyro.cli(Arguments, description=__doc__))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -9,7 +9,7 @@ from torch.distributions import Categorical, kl_divergence
 
 import camu
 from config import HYPERPARAMETERS, settings
-from data import counterfactuals, joint_dataset
+from data import Images, Split, counterfactuals, joint_dataset
 
 ROW = {"epochs": 1, "lr_ce": 1e-3, "lr_kl": 4e-4, "repeats": 1}
 
@@ -127,6 +127,38 @@ def test_batch_normalisation_sees_the_tuples_as_one_batch():
     x_r, x_f = torch.randn(8, 3, generator=rng), 5 + torch.randn(8, 3, generator=rng)
     _, z_r, _, z_f = camu.forward_both(Normalised(), x_r, x_f)
     assert torch.cat([z_r, z_f]).mean().abs() < 1e-5 and z_f.mean() > 0.5 > z_r.mean()
+
+
+@pytest.mark.parametrize("relabel_forget", [False, True])
+def test_without_a_term_on_x_f_it_has_no_say(toy_split, toy_model, relabel_forget):
+    """Not even through the batch statistics: forward passes on x_r alone unless a loss needs x_f."""
+    seen = []
+    toy_model.register_forward_hook(lambda model, inputs, _: seen.append(len(inputs[0])) if model.training else None)
+    chosen = {"align_forget": False, "relabel_forget": relabel_forget}
+    camu.unlearn(toy_model, toy_split, settings({**ROW, **chosen}, seed=0, batch_size=len(toy_split.forget)))
+    assert set(seen) == {len(toy_split.forget) * (2 if relabel_forget else 1)}
+
+
+def test_x_f_keeps_its_crop_and_x_r_gets_a_new_one_every_epoch():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3 * 8 * 8, 4)
+
+        def forward(self, x):
+            if self.training:
+                seen.append(x.detach().sum((1, 2, 3)))
+            z = self.layer(x.flatten(1))
+            return z, z
+
+    seen, rng = [], torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (40, 3, 8, 8), generator=rng, dtype=torch.uint8)
+    images = Images(pixels, torch.arange(40) % 4, side=8, normalise=True, augment=True)
+    split = Split(images, torch.arange(10), torch.arange(10, 40), 4)
+    camu.unlearn(Flat(), split, settings({**ROW, "epochs": 2}, seed=0, batch_size=10 * ROW["repeats"]))
+    halves = [[half.sort().values for half in x.chunk(2)] for x in seen]  # (x_r, x_f) of L_KL and L_CE, twice
+    assert len(halves) == 4 and all(torch.allclose(halves[0][1], half[1], atol=1e-3) for half in halves)
+    assert torch.allclose(halves[0][0], halves[1][0]) and not torch.allclose(halves[1][0], halves[2][0], atol=1)
 
 
 def test_published_settings():

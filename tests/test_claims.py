@@ -9,11 +9,11 @@ from baselines import METHODS
 OTHERS = [method for method in METHODS if method not in ("Retrain", "CaMU")]
 
 
-def write_cells(folder, task, values, methods=METHODS, tree="cells", dataset="Digit"):
+def write_cells(folder, task, values, methods=METHODS, tree="cells", dataset="Digit", seed=0):
     """A cell a method, with the metrics of "others" for those that `values` does not name."""
     for method in methods:
         metrics = values[method if method in values else "others"]
-        write(folder, tree, dataset, task, method, 0, metrics=metrics)
+        write(folder, tree, dataset, task, method, seed, metrics=metrics)
 
 
 def answer(folder, text):
@@ -90,6 +90,24 @@ def test_class_removal_and_its_ablation(tmp_path):
     assert answer(tmp_path, "In class removal A_ts_r")["Digit class0 (1)"] == (True, "98.90, first of 7")
     assert answer(tmp_path, "Without counterfactual terms a")["Digit class0 (1)"] == (True, "A_ts_f 97.00, CaMU 0.00")
     assert answer(tmp_path, "Without the KL on x_r, A_ts_r")["Digit class0 (1)"] == (False, "A_ts_r 98.90, CaMU 98.90")
+
+
+def test_the_ablation_is_compared_with_camu_on_its_own_seeds(tmp_path):
+    """Seed 0 of a variant beside seed 0 of CaMU, whatever the other methods and seeds of the plain run have."""
+    metrics = {"A_r": 99, "A_f": 0, "A_ts": 89, "A_ts_r": 98.8, "A_ts_f": 0, "MIA": 25}
+    for seed, a_ts_f in ((0, 0), (1, 60)):
+        write_cells(tmp_path, "class0", {"others": metrics | {"A_ts_f": a_ts_f}}, ["Retrain", "CaMU"], seed=seed)
+    write_cells(tmp_path, "class0", {"others": metrics}, ["SISA"], seed=1)
+    write_cells(tmp_path, "class0", {"others": metrics | {"A_ts_f": 20}}, ["Remain-alignment"], tree="ablation")
+    found = answer(tmp_path, "Without counterfactual terms a")
+    assert found["Digit class0 (1)"] == (True, "A_ts_f 20.00, CaMU 0.00")
+
+
+def test_a_method_of_ones_own_leaves_the_claims_alone(random_cells):
+    before = claims.answers(summary.read_cells(random_cells))
+    for method in ("Mine", "Finetune"):
+        write(random_cells, "cells", "Digit", "random10", method, 1, metrics=random_metrics(99, 98, 99.9, 50))
+    assert claims.answers(summary.read_cells(random_cells)) == before
 
 
 def test_times_under_the_same_conditions_and_relearning(tmp_path):

@@ -20,6 +20,7 @@ from data import (
     load,
     make_split,
     parse_task,
+    parse_tasks,
     shuffled_batches,
 )
 
@@ -281,6 +282,22 @@ def test_chosen_files_of_an_image_folder(tmp_path):
 def test_bad_ids_are_refused(tmp_path, lines, message):
     with pytest.raises(UserError, match=message):
         make_split(load("OptDigits", "nowhere"), ids_task(tmp_path, *lines), 0)
+
+
+def test_two_requests_of_one_name_are_refused(tmp_path):
+    """They would overwrite each other's cells."""
+    paths = [tmp_path / folder / "request.txt" for folder in "ab"]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(path.parent.name.replace("a", "1").replace("b", "2"))
+    texts = ("random10", *(f"ids:{path}" for path in paths))
+    with pytest.raises(UserError, match=r"b/request.txt': another one is called ids-request too"):
+        parse_tasks(texts)
+    assert [task.name for task in parse_tasks(("class0", *texts[:2], "random10.0"))] == [
+        "class0",
+        "random10",
+        "ids-request",
+    ]
 
 
 def test_missing_ids_file_is_refused():

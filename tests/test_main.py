@@ -1,15 +1,16 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import same_weights
+from conftest import ROOT, same_weights
 from test_data import write_tree
 
-import experiment
 import main
 import models
 from baselines import METHODS
@@ -94,11 +95,11 @@ def test_saved_model_follows_its_cell(small_config):
 
 def test_own_data_run_end_to_end(run_main, tmp_path):
     write_tree(tmp_path / "photos", per_class=12, sizes=((30, 20), (40, 40)))
-    own = ("--dataset", "Own", "--data-root", tmp_path / "photos", "--image-size", "32", *QUICK)
+    own = ("--dataset", "Own", "--data-root", tmp_path / "photos", "--image-size", "33", *QUICK)
     few = ("--methods", "Retrain", "SISA", "CaMU", "--override", "CaMU.repeats=2", "SISA.shards=2")
     done = run_main(*own, "--tasks", "random20", "class1", *few)
     assert done.returncode == 0, done.stderr
-    assert "Own: 36 training and 36 test images, 3 classes; model ResNet-18 at 32x32" in done.stdout
+    assert "Own: 36 training and 36 test images, 3 classes; model ResNet-18 at 33x33" in done.stdout
     assert len(records(tmp_path / "results")) == 2 * 3
 
 
@@ -118,6 +119,11 @@ def test_own_data_run_end_to_end(run_main, tmp_path):
         (("--override", "CaMU.lr=1"), "CaMU has no 'lr', only epochs"),
         (("--override", "Magic.lr=1"), "no method 'Magic'"),
         (("--override", "CaMU.lr_ce=fast"), "'fast' is no number"),
+        (("--override", "CaMU.epochs=1.5"), "CaMU.epochs=1.5: epochs must be a whole number of at least 1"),
+        (("--override", "SISA.shards=0"), "SISA.shards=0: shards must be a whole number of at least 1"),
+        (("--override", "CaMU.lr_ce=-1"), "lr_ce must be a number of at least 0"),
+        (("--override", "CaMU.lr_ce=nan"), "lr_ce must be a number of at least 0"),
+        (("--image-size", "32"), "--image-size 32: must be at least 33"),
         (("--results-dir", "/proc/nothing"), "/proc/nothing cannot be written to"),
     ],
 )
@@ -134,10 +140,18 @@ def test_cuda_asked_for_in_vain(run_main):
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "no CUDA device" in done.stderr
 
 
-def test_full_or_unwritable_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("pathlib.Path.write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(UserError, match="cannot be written to: No space left"):
-        experiment.check_writable(tmp_path)
+def test_full_disk_ends_in_one_line(run_main, tmp_path):
+    """Files cannot grow beyond a limit, as if the disk was full: the checkpoint does not fit."""
+    code = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
+        f"sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'main.py'; runpy.run_path({str(ROOT / 'main.py')!r}, "
+        "run_name='__main__')"
+    )
+    options = ("--pretrain-epochs", "1", "--quiet", "--checkpoints-dir", str(tmp_path / "full"))
+    done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert re.match(r"error: .*/full/OptDigits/pretrained-.* cannot be written: File too large", done.stderr)
+    assert not list((tmp_path / "full/OptDigits").iterdir())
 
 
 def test_help_explains_every_field(run_main):

@@ -2,8 +2,9 @@ import pytest
 import torch
 from conftest import make_toy_split
 
+import metrics
 import models
-from data import Dataset
+from data import Dataset, Images, Split, joint_dataset
 from metrics import accuracy, evaluate, gap, membership_attack
 
 
@@ -75,6 +76,37 @@ def test_evaluate_tells_forgotten_classes_apart():
         model.head[1].bias[:] = torch.tensor([0.0, 100, 0, 0])  # always says class 1
     found = evaluate(model, dataset, split, seed=0)
     assert (found["A_f"], found["A_r"], found["A_ts_f"], found["A_ts_r"], found["A_ts"]) == (100, 0, 100, 0, 25)
+
+
+@pytest.mark.parametrize("tests, known, attacked", [(12_000, 4000, 6000), (10_000, 4000, 6000), (1000, 400, 600)])
+@pytest.mark.parametrize("published_protocol", [False, True])
+def test_who_learns_and_who_is_attacked(monkeypatch, tests, known, attacked, published_protocol):
+    """Outputs are replaced by the samples' positions; through the training transform by their negatives."""
+    given = []
+    monkeypatch.setattr(metrics, "membership_attack", lambda *parts: given.extend(parts) or 50)
+    monkeypatch.setattr(metrics, "predict", lambda _, images, crops=None: positions(images, crops))
+    train, test = (
+        Images(torch.zeros(n, 3, 2, 2, dtype=torch.uint8), torch.zeros(n).long(), side=2, augment=augment)
+        for n, augment in ((20_000, True), (tests, False))
+    )
+    forgotten = torch.arange(20_000) % 5 < 2
+    split = Split(train, forgotten.nonzero()[:, 0], (~forgotten).nonzero()[:, 0], 2)
+    dataset = Dataset("toy", "ResNet-18", train, test, tuple("ab"), published_protocol=published_protocol)
+    found = evaluate(None, dataset, split, seed=3)
+    sign = -1 if published_protocol else 1
+    remain, test_known, members, others = (p[:, 0] for p in given[:4])
+    assert torch.equal(sign * remain, joint_dataset(split, 1, 3).remain[:known].double())
+    assert torch.equal(sign * members, split.forget.double())
+    assert torch.equal(torch.cat([test_known, others]), torch.arange(known + attacked).double())
+    assert found["MIA"] == 50
+    # a position is larger than 0, its negative is not: class 0 is seen where nothing is cropped
+    right, wrong = (0, 100) if published_protocol else (100, None)
+    assert (found["A_r"], found.get("A_r_clean")) == (right, wrong) and found["A_ts"] == 100
+
+
+def positions(images, crops):
+    x = torch.arange(len(images)).double() * (1 if crops is None else -1)
+    return torch.stack([x, torch.zeros_like(x) - 0.5 * (x == 0)], 1)
 
 
 def test_gap_is_the_mean_distance():

@@ -1,10 +1,11 @@
 """CaMU on any torch classifier, and every example of the README."""
 
+import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -14,11 +15,11 @@ from conftest import ROOT, make_toy_split
 import camu
 import main
 import models
-from baselines import METHODS
-from config import HYPERPARAMETERS, Config, UserError, hyperparameters, settings
+from config import Config, UserError, hyperparameters, settings
 from data import tensor_split
 from metrics import METRICS
 
+ADDED_METHOD = re.compile(r'`("Finetune": finetune,)`.*?\n\n( {4}"Finetune": .*?)\n', re.DOTALL)
 NETS = {
     "mobilenet_v3_small": lambda: torchvision.models.mobilenet_v3_small(num_classes=4),
     "resnet18": lambda: torchvision.models.resnet18(num_classes=4),
@@ -121,21 +122,51 @@ def test_readme_loads_a_saved_model(tmp_path):
     assert re.fullmatch(r"tensor\(\[\d(, \d){4}\]\)\n", done.stdout), done.stderr
 
 
-def test_readme_added_method(monkeypatch, small_config, tmp_path):
-    """The example of a method of one's own, added as the README says."""
+def test_readme_added_method(tmp_path):
+    """The example of a method of one's own, added to a copy of the repository as the README says, run and reported."""
     (code,) = readme_blocks("def unlearn(")
-    path = tmp_path / "finetune.py"
-    path.write_text(code)
-    module = runpy.run_path(str(path))
-    monkeypatch.setitem(METHODS, "Finetune", type("module", (), {"unlearn": staticmethod(module["unlearn"])}))
-    row = re.search(r'"Finetune": (\{.*\}),', (ROOT / "README.md").read_text())[1]
-    monkeypatch.setitem(HYPERPARAMETERS, "Finetune", eval(row, {"ANY": "any"}))
-    main.main(replace(small_config, tasks=("class0",), methods=("Retrain", "Finetune")))
-    assert (tmp_path / "results/cells/OptDigits/class0/Finetune/seed0.json").exists()
+    for path in (*ROOT.glob("*.py"), *ROOT.glob("baselines/*.py"), ROOT / "results" / "paper_values.csv"):
+        copied = tmp_path / path.relative_to(ROOT)
+        copied.parent.mkdir(exist_ok=True)
+        shutil.copy(path, copied)
+    (tmp_path / "baselines/finetune.py").write_text(code)
+    line, row = ADDED_METHOD.search((ROOT / "README.md").read_text()).groups()
+    insert(tmp_path / "baselines/__init__.py", "from baselines import ", "finetune, ")
+    insert(tmp_path / "baselines/__init__.py", "METHODS = {\n", f"    {line}\n")
+    insert(tmp_path / "config.py", "HYPERPARAMETERS = {\n", f"{row}\n")
+    options = (
+        "--tasks",
+        "class0",
+        "--methods",
+        "Retrain",
+        "Finetune",
+        "--pretrain-epochs",
+        "1",
+        "--retrain-epochs",
+        "1",
+    )
+    for command in (("main.py", *options), ("report.py", "--results-dir", "runs")):
+        done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "runs/cells/OptDigits/class0/Finetune/seed0.json").read_text())["config"]
+    assert (config["method"], config["hyperparameters"]) == ("Finetune", {"epochs": 2, "lr": 1e-3})
+    assert "| Finetune |" in (tmp_path / "runs/report.md").read_text()
+
+
+def test_the_added_method_learns():
+    (code,) = readme_blocks("def unlearn(")
+    module = {}
+    exec(code, module)
     split = make_toy_split()
     f_o = models.build("CNN", 4, seed=0).eval()
     f_u = module["unlearn"](f_o, split, settings({"epochs": 1, "lr": 1e-3}, seed=0))
     assert accuracy(f_u, split.train.batch(split.remain), split.train.labels[split.remain]) > 0.5
+
+
+def insert(path, after, text):
+    before, found, rest = path.read_text().partition(after)
+    assert found
+    path.write_text(before + found + text + rest)
 
 
 def test_gap_in_words():

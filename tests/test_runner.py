@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,8 +129,10 @@ def test_studies(small_config, tmp_path, capsys):
     assert tuned["metrics"]["A_f"] > 50  # nothing asks it to forget
     assert tuned["config"]["hyperparameters"]["align_forget"] is False
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
+    shutil.rmtree(tmp_path / "checkpoints/unlearned")  # as after a fresh clone: what is finished needs no model
     main.main(config)
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
+    assert not (tmp_path / "checkpoints/unlearned").exists()
     assert "relearning, percentage points" in capsys.readouterr().out
 
 

@@ -93,6 +93,12 @@ def test_points_are_distinct_settings_of_the_method(dataset, kind):
         assert set(points[0]) <= set(hyperparameters(method, dataset, kind))
 
 
+def test_a_bad_task_is_named_before_any_training(arguments, monkeypatch):
+    monkeypatch.setattr("main.make_shared", lambda *_: pytest.fail("trains"))
+    with pytest.raises(UserError, match="no class 12"):
+        tune.search(replace(arguments, tasks=("class12",)))
+
+
 def test_data_sets_without_a_search_are_named(arguments):
     with pytest.raises(UserError, match=r"--dataset CIFAR10: .*OptDigits, Digit, Fashion"):
         tune.search(replace(arguments, dataset=("CIFAR10",)))
