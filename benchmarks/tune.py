@@ -57,7 +57,7 @@ SPACE = {  # by data set or family of data sets, and kind of task
         "Unroll": UNROLL_RANDOM,
     },
     ("MNIST", "class"): {
-        "NegGrad": {"epochs": (2,), "lr": (0.003, 0.005, 0.01), "a": (0.95, 0.97, 0.98, 0.99)},
+        "NegGrad": {"epochs": (2,), "lr": (0.02, 0.03, 0.05), "a": (0.985, 0.99, 0.993, 0.996)},
         "Boundary": BOUNDARY_CLASS,
         "T-S": TS_CLASS,
         "SCRUB": SCRUB_MNIST,
