@@ -67,7 +67,7 @@ SPACE = {  # by data set or family of data sets, and kind of task
         "NegGrad": {"epochs": (2,), "lr": (0.001, 0.003, 0.01), "a": (0.99, 0.995, 0.998, 0.999)},
         "Boundary": BOUNDARY_CLASS,
         "T-S": TS_CLASS,
-        "SCRUB": {"epochs": (3,), "msteps": (2, 3), "lr": (1e-5, 1.2e-5, 1.35e-5), "alpha": (0.1, 0.5)},
+        "SCRUB": SCRUB_MNIST | {"lr": (1.1e-5, 1.2e-5, 1.3e-5, 1.4e-5, 1.6e-5, 1.8e-5)},
         "Unroll": {"epochs": (1, 2, 3), "lr": (0.01, 0.02, 0.03, 0.05)},
     },
 }
