@@ -68,7 +68,7 @@ SPACE = {  # by data set or family of data sets, and kind of task
         "Boundary": BOUNDARY_CLASS,
         "T-S": TS_CLASS,
         "SCRUB": SCRUB_MNIST | {"lr": (1.1e-5, 1.2e-5, 1.3e-5, 1.4e-5, 1.6e-5, 1.8e-5)},
-        "Unroll": {"epochs": (1, 2, 3), "lr": (0.01, 0.02, 0.03, 0.05)},
+        "Unroll": {"epochs": (1, 2), "lr": (0.001, 0.002, 0.003, 0.005, 0.007, 0.01)},
     },
 }
 METHODS = tuple(SPACE["MNIST", "random"])
