@@ -57,7 +57,7 @@ SPACE = {  # by data set or family of data sets, and kind of task
         "Unroll": UNROLL_RANDOM,
     },
     ("MNIST", "class"): {
-        "NegGrad": {"epochs": (2,), "lr": (0.05, 0.1, 0.2), "a": (0.997, 0.998, 0.999, 0.9995)},
+        "NegGrad": {"epochs": (2,), "lr": (0.003, 0.005, 0.01), "a": (0.95, 0.97, 0.98, 0.99)},
         "Boundary": BOUNDARY_CLASS,
         "T-S": TS_CLASS,
         "SCRUB": SCRUB_MNIST,
