@@ -116,13 +116,7 @@ def test_own_data_run_end_to_end(run_main, tmp_path):
         (("--tasks",), "--tasks is empty"),
         (("--device", "tpu"), "--device tpu: must be auto, cpu or cuda"),
         (("--batch-size", "0"), "--batch-size 0: must be at least 1"),
-        (("--override", "CaMU.lr=1"), "CaMU has no 'lr', only epochs"),
-        (("--override", "Magic.lr=1"), "no method 'Magic'"),
         (("--override", "CaMU.lr_ce=fast"), "'fast' is no number"),
-        (("--override", "CaMU.epochs=1.5"), "CaMU.epochs=1.5: epochs must be a whole number of at least 1"),
-        (("--override", "SISA.shards=0"), "SISA.shards=0: shards must be a whole number of at least 1"),
-        (("--override", "CaMU.lr_ce=-1"), "lr_ce must be a number of at least 0"),
-        (("--override", "CaMU.lr_ce=nan"), "lr_ce must be a number of at least 0"),
         (("--image-size", "32"), "--image-size 32: must be at least 33"),
         (("--results-dir", "/proc/nothing"), "/proc/nothing cannot be written to"),
     ],
@@ -138,6 +132,22 @@ def test_bad_input_ends_in_one_line(run_main, arguments, message):
 def test_cuda_asked_for_in_vain(run_main):
     done = run_main("--device", "cuda")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "no CUDA device" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("CaMU.lr=1", "CaMU has no 'lr', only epochs"),
+        ("Magic.lr=1", "no method 'Magic'"),
+        ("CaMU.epochs=1.5", "CaMU.epochs=1.5: epochs must be a whole number of at least 1"),
+        ("SISA.shards=0", "SISA.shards=0: shards must be a whole number of at least 1"),
+        ("CaMU.lr_ce=-1", "lr_ce must be a number of at least 0"),
+        ("CaMU.lr_ce=nan", "lr_ce must be a number of at least 0"),
+    ],
+)
+def test_bad_overrides(text, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        parse_override(text)
 
 
 def test_full_disk_ends_in_one_line(run_main, tmp_path):
