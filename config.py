@@ -1,11 +1,21 @@
 """Everything a user may change: the settings of a run, and the tables of hyperparameters."""
 
+import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 
 class UserError(Exception):
-    """A mistake the user can mend; `main.py` prints its text as one line and exits with status 2."""
+    """A mistake the user can mend; see `run_script`."""
+
+
+def run_script(function, settings):
+    """Call a script's main function; a UserError ends the script with its text as one line and exit status 2."""
+    try:
+        function(settings)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 @dataclass(frozen=True)

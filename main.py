@@ -12,7 +12,7 @@ import pandas as pd
 import tyro
 
 from baselines import METHODS
-from config import ABLATION, Config, UserError, hyperparameters, parse_override, training_row
+from config import ABLATION, Config, UserError, hyperparameters, parse_override, run_script, training_row
 from data import Dataset, load, load_or_set_aside, load_tensors, make_split, parse_tasks, save_tensors
 from experiment import (
     Cell,
@@ -207,8 +207,8 @@ def remove(partial):
 def needs_model(cell, one, config):
     """Whether the cell's unlearned model is to be kept, for the user or for relearning, and is not there."""
     relearning = replace(cell, tree="relearn")
-    relearns = relearning in one.specs and relearning not in one.records
-    if cell.tree != "cells" or not (config.save_models or relearns):
+    wanted = config.save_models or (relearning in one.specs and relearning not in one.records)
+    if cell.tree != "cells" or not wanted:
         return False
     stored = load_or_set_aside(cell.model_path(config), load_tensors)
     return stored is None or stored["config"] != one.specs[cell]
@@ -333,10 +333,7 @@ def print_relearning(name, task, records):
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Config, description=__doc__))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        run_script(main, tyro.cli(Config, description=__doc__))
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues with what is not finished", file=sys.stderr)
         sys.exit(130)

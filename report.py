@@ -6,7 +6,6 @@ import json
 import math
 import re
 import shlex
-import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 
 import claims
 from baselines import METHODS
-from config import ABLATION, DATASETS, FAMILIES, FEW, UserError, hyperparameters, training_row
+from config import ABLATION, DATASETS, FAMILIES, FEW, UserError, hyperparameters, run_script, training_row
 from data import save_atomically
 from experiment import check_writable
 from metrics import METRICS
@@ -877,8 +876,4 @@ def write_readme(path, text):
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Settings, description=__doc__))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main, tyro.cli(Settings, description=__doc__))

@@ -16,7 +16,6 @@ measured at the start (float32, in GFLOP/s).
 import copy
 import json
 import statistics
-import sys
 import time
 from dataclasses import dataclass
 
@@ -33,7 +32,7 @@ from torchvision.transforms import ToTensor
 
 import camu
 import models
-from config import UserError, hyperparameters, settings, training_row
+from config import UserError, hyperparameters, run_script, settings, training_row
 from data import Dataset as OurDataset
 from data import Images, Split, generator, load, make_split, parse_task
 from training import train
@@ -224,8 +223,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Arguments, description=__doc__))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main, tyro.cli(Arguments, description=__doc__))

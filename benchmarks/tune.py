@@ -15,7 +15,6 @@ on shards and keeps the data set's own training; CaMU keeps its published settin
 """
 
 import itertools
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +23,7 @@ import torch
 import tyro
 
 import main
-from config import FAMILIES, Config, UserError
+from config import FAMILIES, Config, UserError, run_script
 from data import generator, make_split, parse_tasks, save_atomically
 from experiment import cell_spec, finished, run_jobs
 from metrics import METRICS, gap
@@ -184,8 +183,4 @@ def summarise(one, task, config):
 
 
 if __name__ == "__main__":
-    try:
-        search(tyro.cli(Arguments, description=__doc__))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(search, tyro.cli(Arguments, description=__doc__))
