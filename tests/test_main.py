@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import tyro
 from conftest import ROOT, same_weights
 from test_data import write_tree
 
 import main
 import models
 from baselines import METHODS
-from config import Config, UserError, hyperparameters, parse_override, training_row
+from config import Config, UserError, hyperparameters, parse_override, run_script, training_row
 from data import generator, load, parse_task
 from experiment import Cell, differences, load_or_set_aside, read_json
 from metrics import METRICS
@@ -121,11 +122,14 @@ def test_own_data_run_end_to_end(run_main, tmp_path):
         (("--results-dir", "/proc/nothing"), "/proc/nothing cannot be written to"),
     ],
 )
-def test_bad_input_ends_in_one_line(run_main, arguments, message):
-    done = run_main(*arguments)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert message in done.stderr and "accuracy" not in done.stdout
+def test_bad_input_ends_in_one_line(tmp_path, capsys, arguments, message):
+    folders = [f"--{name}-dir={tmp_path / name}" for name in ("results", "checkpoints")]
+    with pytest.raises(SystemExit) as ended:
+        run_script(main.main, tyro.cli(Config, args=[*folders, *arguments]))
+    printed = capsys.readouterr()
+    assert ended.value.code == 2
+    assert printed.err.startswith("error: ") and printed.err.count("\n") == 1
+    assert message in printed.err and "accuracy" not in printed.out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
