@@ -28,6 +28,7 @@ from data import generator, make_split, parse_tasks, save_atomically
 from experiment import cell_spec, finished, run_jobs
 from metrics import METRICS, gap
 
+BOUNDARY_MNIST = {"epochs": (1, 2, 5), "lr": (3e-7, 1e-6, 3e-6, 1e-5)}
 BOUNDARY_CLASS = {"epochs": (1, 2, 5, 10), "lr": (3e-5, 1e-4, 3e-4)}
 TS_RANDOM = {"epochs": (1, 2, 3), "lr": (1e-4, 2e-4, 5e-4, 1e-3), "remain_fraction": (0.3,)}
 TS_CLASS = {"epochs": (1, 2, 3), "lr": (2e-4, 5e-4, 1e-3, 2e-3), "remain_fraction": (0.3,)}
@@ -50,7 +51,7 @@ SPACE = {  # by data set or family of data sets, and kind of task
     },
     ("MNIST", "random"): {
         "NegGrad": {"epochs": (1, 2), "lr": (0.01, 0.03), "a": (0.5, 0.6, 0.7)},
-        "Boundary": {"epochs": (1, 2, 5), "lr": (3e-7, 1e-6, 3e-6, 1e-5)},
+        "Boundary": BOUNDARY_MNIST,
         "T-S": TS_RANDOM,
         "SCRUB": SCRUB_MNIST,
         "Unroll": UNROLL_RANDOM,
@@ -61,6 +62,13 @@ SPACE = {  # by data set or family of data sets, and kind of task
         "T-S": TS_CLASS,
         "SCRUB": SCRUB_MNIST,
         "Unroll": {"epochs": (1, 2, 3), "lr": (0.05, 0.1, 0.15, 0.2)},
+    },
+    ("Fashion", "random"): {
+        "NegGrad": {"epochs": (1, 2), "lr": (0.01, 0.03), "a": (0.7, 0.8, 0.9)},
+        "Boundary": BOUNDARY_MNIST,
+        "T-S": TS_RANDOM,
+        "SCRUB": SCRUB_MNIST | {"lr": (1.8e-5, 2e-5, 2.1e-5, 2.2e-5, 2.3e-5, 2.4e-5)},
+        "Unroll": UNROLL_RANDOM,
     },
     ("Fashion", "class"): {
         "NegGrad": {"epochs": (2,), "lr": (0.001, 0.003, 0.01), "a": (0.99, 0.995, 0.998, 0.999)},
