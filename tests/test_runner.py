@@ -34,7 +34,14 @@ def results(folder):
 def start(tmp_path, name, *arguments):
     folders = [f"--results-dir={tmp_path / name}", f"--checkpoints-dir={tmp_path / name}-checkpoints"]
     command = [sys.executable, str(ROOT / "main.py"), *folders, *QUICK, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where pytest runs in the background
+    )
 
 
 @pytest.mark.slow
