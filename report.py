@@ -74,8 +74,8 @@ MIA_REMARKS = {
     "from the entries; CaMU: 1.82 and 3.88): quoted as printed.",
 }
 SISA_REMARK = (
-    "The paper's MIA values of SISA are all what an attack that always answers “non-member” scores: they say nothing "
-    "about SISA's models."
+    "The paper's MIA values of SISA are, to within 0.6, what an attack that always answers “non-member” scores: they "
+    "say nothing about SISA's models."
 )
 
 ORDERS = {"dataset": (*PAPER_DATASETS, *DATASETS), "task": PAPER_TASKS, "method": (*METHODS, *ABLATION)}
