@@ -464,11 +464,8 @@ def draw_relearning(curves, task, datasets):
                     axis.fill_between(line.epoch, low, high, color=COLOURS[method], alpha=0.15, linewidth=0)
                     axis.plot(line.epoch, line["mean"], label=method, **line_style(method))
         shown = curves[curves.metric == metric]
-        if shown["mean"].abs().max() > 3:  # one method that moves far would press all others onto the zero line
-            row[0].set_yscale("symlog", linthresh=1)
-            row[0].yaxis.set_major_locator(FixedLocator([-100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100]))
-            row[0].yaxis.set_minor_locator(NullLocator())
-            row[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        if shown["mean"].abs().max() > 3:
+            set_symlog(row[0])
         row[0].set_ylabel(f"Δ{metric} [percentage points]")
     for axis, dataset in zip(axes[0], datasets):
         set_title(axis, dataset, curves[curves.dataset == dataset], wrap=34 if len(datasets) < 3 else 22)
@@ -565,31 +562,47 @@ def set_log(axis, which, values):
 
 
 def draw_bars(stats, task, datasets):
-    """The task's metrics, a bar a method with the std over seeds, a cross where it is missing; None without any."""
+    """The task's metrics less Retrain's, a bar a method with the std over seeds, a cross where missing; None without.
+
+    The metrics themselves would be bars of one height: methods differ by points, or tenths of them.
+    """
     keys = [key for key in stats if key[0] == "cells" and key[2] == task and key[1] in datasets]
     frame = pd.DataFrame([(key[1], key[3], stats[key][2]) for key in keys], columns=["dataset", "method", "seeds"])
-    datasets = [name for name in datasets if name in set(frame.dataset)]
+    datasets = [name for name in datasets if name in set(frame[frame.method == "Retrain"].dataset)]
     if not datasets:
         return None
-    figure, axes = panels(len(datasets), 2.0)
+    figure, axes = panels(len(datasets), 2.4)
     metrics = METRICS[kind(task)]
     wide = 0.84 / len(METHODS)
     for axis, dataset in zip(axes, datasets):
+        retrain = [stats["cells", dataset, task, "Retrain", metric][0] for metric in metrics]
         for i, method in enumerate(METHODS):
             found = [stats.get(("cells", dataset, task, method, metric)) for metric in metrics]
             places = np.arange(len(metrics)) + (i - (len(METHODS) - 1) / 2) * wide
             there = [k for k, value in enumerate(found) if value]
             lost = [k for k, value in enumerate(found) if not value]
-            heights, errors = ([found[k][part] for k in there] for part in (0, 1))
+            heights = [found[k][0] - retrain[k] for k in there]
+            errors = [found[k][1] for k in there]
             bars = {"yerr": errors, "error_kw": {"elinewidth": 0.6, "ecolor": "#444444"}, "label": method}
             axis.bar(places[there], heights, wide, color=COLOURS[method], **bars)
-            axis.plot(places[lost], [2] * len(lost), "x", color=COLOURS[method], markersize=3.5, markeredgewidth=1)
-        axis.set_xticks(range(len(metrics)), metrics)
-        axis.set(ylim=(0, 104), ylabel="%")
+            axis.plot(places[lost], [0] * len(lost), "x", color=COLOURS[method], markersize=3.5, markeredgewidth=1)
+        axis.axhline(0, color=COLOURS["Retrain"], linewidth=0.8)
+        axis.set_xticks(range(len(metrics)), [f"{name}\n{value:.1f}" for name, value in zip(metrics, retrain)])
+        axis.set_ylabel("difference to Retrain\n[percentage points]")
         axis.grid(False, axis="x")
+        if max(abs(value) for value in axis.dataLim.intervaly) > 5:
+            set_symlog(axis)
         set_title(axis, dataset, frame[frame.dataset == dataset])
     add_legend(figure, set(frame.method))
     return figure
+
+
+def set_symlog(axis):
+    """An axis linear up to 1 and logarithmic beyond: one value far out would press all others onto the zero line."""
+    axis.set_yscale("symlog", linthresh=1)
+    axis.yaxis.set_major_locator(FixedLocator([-100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100]))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 # ----------------------------------------------------------------------------------------------------- the report
@@ -635,8 +648,10 @@ RELEARNING_PICTURE = (
 PICTURES = (
     (
         "bars",
-        "Metrics",
-        "Mean over the seeds, the thin lines ± std; a cross at the foot stands for a missing entry.",
+        "Metrics beside Retrain's",
+        "Means over the seeds less Retrain's, which stand below the names; the thin lines are ± std, Retrain's own on "
+        "the zero line; a cross there is a missing entry. Where one is longer than 5 points, the axis is linear up to 1 "
+        "and logarithmic beyond.",
     ),
     (
         "gap-time",

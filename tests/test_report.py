@@ -234,14 +234,14 @@ def test_gap_time_figure_shows_gap_and_ratio(cells):
     assert "SCRUB" in axis.get_title()  # it has a gap but no time: named as missing
 
 
-def test_bars_show_means_stds_and_what_is_missing(cells):
+def test_bars_show_differences_to_retrain_stds_and_what_is_missing(cells):
     (axis,) = report.draw_bars(summary.summarise(cells), "random10", ["Digit"]).axes
     bars = {container.get_label(): container for container in axis.containers if hasattr(container, "patches")}
-    assert [bar.get_height() for bar in bars["CaMU"]] == [98.5, 97, 96.5, 50]
+    assert [bar.get_height() for bar in bars["CaMU"]] == [-0.5, -1, -0.5, 0]
     assert to_hex(bars["CaMU"][0].get_facecolor()).upper() == report.COLOURS["CaMU"]
-    assert [text.get_text() for text in axis.get_xticklabels()] == ["A_r", "A_f", "A_ts", "MIA"]
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["A_r\n99.0", "A_f\n98.0", "A_ts\n97.0", "MIA\n50.0"]
     low, high = bars["Retrain"].errorbar.lines[2][0].get_segments()[0][:, 1]
-    assert (low, high) == (98, 100)
+    assert (low, high) == (-1, 1)
     assert (
         len(bars["SISA"]) == 0 and sum(len(line.get_xdata()) for line in axis.lines if line.get_marker() == "x") == 16
     )
