@@ -650,8 +650,8 @@ PICTURES = (
         "bars",
         "Metrics beside Retrain's",
         "Means over the seeds less Retrain's, which stand below the names; the thin lines are ± std, Retrain's own on "
-        "the zero line; a cross there is a missing entry. Where one is longer than 5 points, the axis is linear up to 1 "
-        "and logarithmic beyond.",
+        "the zero line; a cross there is a missing entry. Where one is longer than 5 points, the axis is linear up to "
+        "1 and logarithmic beyond.",
     ),
     (
         "gap-time",
