@@ -555,8 +555,13 @@ def set_log(axis, which, values):
     spare = max(1.0, math.sqrt(10 * low / high))
     getattr(axis, f"set_{which}scale")("log")
     getattr(axis, f"set_{which}lim")(low / spare, high * spare)
-    ticks = getattr(axis, f"{which}axis")
-    ticks.set_major_locator(LogLocator(subs=(1, 2, 5) if high * spare / (low / spare) < 200 else (1,)))
+    subs = (1, 2, 5) if high * spare / (low / spare) < 200 else (1,)
+    set_ticks(getattr(axis, f"{which}axis"), LogLocator(subs=subs))
+
+
+def set_ticks(ticks, locator):
+    """Labelled as plain numbers, with none between them."""
+    ticks.set_major_locator(locator)
     ticks.set_minor_locator(NullLocator())
     ticks.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
@@ -600,9 +605,7 @@ def draw_bars(stats, task, datasets):
 def set_symlog(axis):
     """An axis linear up to 1 and logarithmic beyond: one value far out would press all others onto the zero line."""
     axis.set_yscale("symlog", linthresh=1)
-    axis.yaxis.set_major_locator(FixedLocator([-100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100]))
-    axis.yaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    set_ticks(axis.yaxis, FixedLocator([-100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100]))
 
 
 # ----------------------------------------------------------------------------------------------------- the report
@@ -650,8 +653,8 @@ PICTURES = (
         "bars",
         "Metrics beside Retrain's",
         "Means over the seeds less Retrain's, which stand below the names; the thin lines are ± std, Retrain's own on "
-        "the zero line; a cross there is a missing entry. Where one is longer than 5 points, the axis is linear up to "
-        "1 and logarithmic beyond.",
+        "the zero line; a cross there is a missing entry. Where a bar or its line reaches beyond 5 points, the axis is "
+        "linear up to 1 and logarithmic beyond.",
     ),
     (
         "gap-time",
