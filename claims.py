@@ -121,20 +121,23 @@ def on_common_seeds(cells):
     for _, group in cells.groupby(["tree", "dataset", "task"]):
         common = set.intersection(*group.groupby("method")["seed"].agg(set))
         parts.append(group[group.seed.isin(common)])
-    return pd.concat(parts)
+    return pd.concat(parts) if parts else cells
 
 
 def measured(cells):
     """All that claims are about: (tree, data set, task, method, metric) -> mean over seeds.
 
-    Of times only those where all methods were measured under the same conditions.
+    Of times only those where all methods were measured under the same conditions, and under no second ones too.
     """
     found = {key: mean for key, (mean, _, _) in summarise(cells).items()}
     times = summarise_times(cells)
-    for dataset, task, conditions in dict.fromkeys(key[:3] for key in times):
-        here = {method: times.get((dataset, task, conditions, method)) for method in PAPER_METHODS}
-        if None not in here.values():
-            found |= {("efficiency", dataset, task, method, "time_s"): stats[0] for method, stats in here.items()}
+    complete = [
+        place for place in dict.fromkeys(key[:3] for key in times) if all((*place, m) in times for m in PAPER_METHODS)
+    ]
+    for dataset, task in {place[:2] for place in complete}:
+        one, *others = [place for place in complete if place[:2] == (dataset, task)]
+        if not others:
+            found |= {("efficiency", dataset, task, m, "time_s"): times[*one, m][0] for m in PAPER_METHODS}
     for task in set(cells.task):
         extremes = relearning_extremes(cells[cells.task == task])
         found |= {("relearn", name, task, *rest): stats[0] for (name, *rest), stats in extremes.items()}

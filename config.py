@@ -27,7 +27,7 @@ class Config:
     tasks: tuple[str, ...] = ("random10", "class0")
     """what to forget: random<percent>, class<k> (several: class0,3), or ids:<file> with a training index a line"""
     methods: tuple[str, ...] = ("all",)
-    """all, or some of Retrain, NegGrad, Boundary, T-S, SCRUB, SISA, Unroll, CaMU"""
+    """all, or some of Retrain, NegGrad, Boundary, T-S, SCRUB, SISA, Unroll, CaMU; an ablation has its own"""
     seeds: tuple[int, ...] = (0,)
     """each seed draws its own forget set, method randomness and Retrain"""
     study: str = "plain"
@@ -59,7 +59,7 @@ class Config:
     override: tuple[str, ...] = ()
     """hyperparameters to use instead of the table's, each METHOD.NAME=VALUE, such as CaMU.lr_ce=1e-4"""
     save_models: bool = False
-    """keep every unlearned model under <checkpoints-dir>/unlearned/"""
+    """keep the unlearned models of the plain cells under <checkpoints-dir>/unlearned/"""
     overwrite: bool = False
     """redo finished cells that were made with another configuration"""
     quiet: bool = False
@@ -240,6 +240,10 @@ def parse_override(text):
         raise UserError(f"--override {text}: {name} must be a whole number of at least 1")
     if not 0 <= number < float("inf"):
         raise UserError(f"--override {text}: {name} must be a number of at least 0")
+    if name in ("a", "remain_fraction") and number > 1:
+        raise UserError(f"--override {text}: {name} must be from 0 to 1")
+    if name == "temperature" and number == 0:
+        raise UserError(f"--override {text}: {name} must be above 0")
     return method, name, number
 
 

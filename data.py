@@ -23,6 +23,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 TORCHVISION = {"Digit": MNIST, "Fashion": FashionMNIST, "CIFAR10": CIFAR10, "CIFAR100": CIFAR100}
 CNN_SIDE = 28
+FEWEST_TEST_IMAGES = 3  # of which `metrics.evaluate` gives its attacker 40 %: at least one
 
 
 def derive_seed(*purpose):
@@ -30,9 +31,9 @@ def derive_seed(*purpose):
     return int.from_bytes(hashlib.sha256(repr(purpose).encode()).digest()[:8], "big") >> 1
 
 
-def generator(*purpose, device="cpu"):
+def generator(*purpose):
     """A fresh torch generator for one purpose, such as ``generator(seed, "forget set", "random10")``."""
-    return torch.Generator(device).manual_seed(derive_seed(*purpose))
+    return torch.Generator().manual_seed(derive_seed(*purpose))
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,19 @@ class Images:
         return draw_crops(count, self.side, rng).to(self.device) if self.augment else None
 
 
-def draw_crops(count, side, rng, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), attempts=10):
+CROP_AREA, CROP_RATIO, CROP_ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 10  # torchvision's RandomResizedCrop
+
+
+def draw_crops(count, side, rng):
     """RandomResizedCrop's boxes and horizontal flips for a whole epoch at once.
+
+    Parameters
+    ----------
+    count : int
+    side : int
+        Of the square images, in pixels.
+    rng : torch.Generator
+        On the CPU.
 
     Returns
     -------
@@ -106,9 +118,9 @@ def draw_crops(count, side, rng, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), attemp
         top, left, height, width in pixels of the side x side image, and flip (0 or 1). As in torchvision, the first
         of ten attempts that fits is taken, else the whole image.
     """
-    area = side * side * torch.empty(count, attempts).uniform_(*scale, generator=rng)
-    log_ratio = torch.log(torch.tensor(ratio))
-    aspect = torch.exp(torch.empty(count, attempts).uniform_(*log_ratio.tolist(), generator=rng))
+    area = side * side * torch.empty(count, CROP_ATTEMPTS).uniform_(*CROP_AREA, generator=rng)
+    log_ratio = torch.log(torch.tensor(CROP_RATIO))
+    aspect = torch.exp(torch.empty(count, CROP_ATTEMPTS).uniform_(*log_ratio.tolist(), generator=rng))
     width = torch.sqrt(area * aspect).round()
     height = torch.sqrt(area / aspect).round()
     fits = (width > 0) & (width <= side) & (height > 0) & (height <= side)
@@ -235,7 +247,10 @@ def load(name, root, image_size=None, progress=False):
             found = _torchvision(name, root, download=True)
         if found is not None:
             return _built_in(name, *found, image_size)
-    if not (tree / "train").is_dir() or not (tree / "test").is_dir():
+    lost = [part for part in ("train", "test") if not (tree / part).is_dir()]
+    if len(lost) == 1:
+        raise UserError(f"{name}: {tree} has no folder {lost[0]}/<class>/")
+    if lost:
         raise UserError(
             f"no data set {name!r}: neither one of {', '.join(DATASETS)} nor an image folder with "
             f"{tree / 'train'}/<class>/ and {tree / 'test'}/<class>/"
@@ -268,7 +283,7 @@ def _torchvision(name, root, download):
         if not download:
             raise UserError(f"{name}: a file in {where} is damaged ({reason}); delete the folder to download it again")
         raise UserError(
-            f"{name}: found neither torchvision's files in {where} nor the image folder {root / name}/train, "
+            f"{name}: found neither sound files of torchvision's in {where} nor the image folder {root / name}/train, "
             f"and the download failed ({reason})"
         )
 
@@ -310,6 +325,10 @@ def _image_folder(name, tree, image_size, progress):
         raise UserError(f"{name}: {tree}/train and {tree}/test must hold the same classes; only one has {odd}")
     if len(train.classes) < 2:
         raise UserError(f"{name}: {tree}/train holds one class, {train.classes[0]}; at least two are needed")
+    if len(test) < FEWEST_TEST_IMAGES:
+        raise UserError(
+            f"{name}: {tree}/test holds {len(test)} images; the membership attack needs at least {FEWEST_TEST_IMAGES}"
+        )
     tensors = _cached_pixels(name, tree, listings, image_size, progress)
     orders = {part: torch.randperm(len(tensors[part]), generator=generator("order", part)) for part in tensors}
     parts = [
@@ -339,7 +358,7 @@ def _cached_pixels(name, tree, listings, image_size, progress):
     tensors = _decode(name, listings, image_size, progress)
     try:
         save_tensors(cache, {"state": state, **tensors})
-    except OSError:
+    except UserError:
         print(f"{name}: decoded images are not cached, {cache.parent} cannot be written", flush=True)
     return tensors
 
@@ -349,7 +368,7 @@ def _decode(name, listings, image_size, progress):
     headers = [_open(path, header_only=True) for _, path in samples]
     gray = all(mode in ("1", "L", "LA") for mode, _ in headers)
     small = max(max(size) for _, size in headers) <= 32
-    if gray and small:
+    if name in CNN_DATASETS or (gray and small):
         mode, side = "L", CNN_SIDE
     else:
         mode, side = "RGB", 32 if name in RESNET_DATASETS else image_size or 64
@@ -373,8 +392,10 @@ def _open(path, header_only=False):
                 return image.mode, image.size
             image.load()
             return image
-    except OSError as error:
-        raise UserError(f"{path}: not a readable image ({error})")
+    except UserError:
+        raise
+    except Exception as error:  # each of PIL's readers raises its own, from OSError to SyntaxError
+        raise UserError(f"{path}: not a readable image ({' '.join(str(error).split())})")
 
 
 def save_atomically(path, content):
@@ -429,11 +450,18 @@ def load_or_set_aside(path, read):
     Returns
     -------
     What `read` returns, or None where there is no sound file.
+
+    Raises
+    ------
+    UserError
+        The file is there and cannot be read, for want of a permission or of memory.
     """
     if not path.exists():
         return None
     try:
         return read(path)
+    except (OSError, MemoryError) as error:
+        raise UserError(f"{path} cannot be read: {error or type(error).__name__}")
     except Exception as error:  # json, zip and pickle readers each raise their own
         aside = path.with_name(path.name + ".damaged")
         os.replace(path, aside)
@@ -637,8 +665,10 @@ def tensor_split(x, y, forget):
     Raises
     ------
     UserError
-        Nothing or everything is to be forgotten, or an index is out of range or there twice.
+        Nothing or everything is to be forgotten, an index is out of range or there twice, or there is one class only.
     """
+    if not y.any():
+        raise UserError("all labels are 0: unlearning needs at least two classes")
     forget = torch.as_tensor(forget, device=x.device).sort().values
     if not 0 < len(forget) < len(x):
         raise UserError(f"{len(forget)} of {len(x)} samples are to be forgotten; at least one must be, and one remain")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -76,9 +77,14 @@ def resolve_device(config):
 
 
 def use_machine(spec):
-    """Make torch compute as a specification says: the same bits on the same machine every time."""
+    """Make torch compute as a specification says: on a CPU the same bits on the same machine every time.
+
+    On CUDA cuDNN and cuBLAS are held to that too; other kernels, such as the backward pass of max-pooling, may add in
+    any order.
+    """
     torch.set_num_threads(spec["threads"])
     if spec["device"] == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a process first uses cuBLAS
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
 
@@ -201,8 +207,9 @@ def run_cell(cell, spec, dataset, f_o_state, prepared=None, partial=None, progre
     partial : Path, optional
         Where a long training keeps its state; its name is the stem of all such files of the cell.
     progress : bool
-    jobs : int
+    jobs : int or None
         How many cells are computed at a time, for the record: times are only comparable under the same conditions.
+        None: not known, as on a cluster; then no conditions are recorded.
 
     Returns
     -------
@@ -230,12 +237,13 @@ def run_cell(cell, spec, dataset, f_o_state, prepared=None, partial=None, progre
     if spec["device"] == "cuda":
         torch.cuda.synchronize()
     seconds = earlier + time.perf_counter() - started
+    conditions = {"device": device_name(spec["device"]), "threads": spec["threads"], "jobs": jobs}
     record = {
         **names(cell),
         "metrics": evaluate(model, dataset, split, cell.seed, spec["threads"]),
         "time_s": seconds,
         "config": spec,
-        "conditions": {"device": device_name(spec["device"]), "threads": spec["threads"], "jobs": jobs},
+        "conditions": None if jobs is None else conditions,
         "versions": versions(spec["device"]),
     }
     stored = {
@@ -333,8 +341,12 @@ def partial_files(partial):
     return sorted(partial.parent.glob(partial.stem + "*.pt")) if partial else []
 
 
-def read_json(path):
-    return json.loads(path.read_text())
+def read_record(path):
+    """A cell's record; a ValueError or TypeError for JSON that is none."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if "config" not in record:
+        raise ValueError("not a cell")
+    return record
 
 
 def save_record(path, record):
@@ -349,7 +361,7 @@ def finished(path, spec, overwrite):
     UserError
         The cell was made with another configuration and `overwrite` is False; says what differs.
     """
-    record = load_or_set_aside(path, read_json)
+    record = load_or_set_aside(path, read_record)
     if record is None or record["config"] == spec:
         return record
     if overwrite:
@@ -445,6 +457,10 @@ def _ray_results(jobs, config):
     machine may take over.
     """
     ray = start_ray(config)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(node.get("CPU", 0) >= config.threads and node.get("GPU", 0) >= config.gpus_per_cell for node in nodes):
+        wanted = f"{config.threads} CPUs (--threads) and {config.gpus_per_cell:g} GPUs (--gpus-per-cell)"
+        print(f"no node of the cluster has {wanted}, which a cell takes: waiting for one", flush=True)
     run = ray.remote(num_cpus=config.threads, num_gpus=config.gpus_per_cell, max_retries=3)(_numbered)
     at_a_time = max(config.jobs, int(ray.cluster_resources().get("CPU", 1) // config.threads))
     references, running = {}, []

@@ -1,10 +1,6 @@
 """Pretrain (or load) -> for each task, seed and method: unlearn -> evaluate -> save; then one table a task."""
 
-import os
 import sys
-
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is reproducible only with this set beforehand
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -67,6 +63,9 @@ def check(config):
         if not getattr(config, name):
             raise UserError(f"--{name} is empty; give at least one")
         config = replace(config, **{name: tuple(dict.fromkeys(getattr(config, name)))})
+    for name in config.dataset:
+        if Path(name).name != name:
+            raise UserError(f"--dataset {name}: give the folder's name alone, and the folder it is in as --data-root")
     methods = tuple(METHODS) if config.methods == ("all",) else config.methods
     for method in methods:
         if method not in METHODS:
@@ -79,6 +78,8 @@ def check(config):
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
     if min(config.seeds) < 0:
         raise UserError(f"--seeds {min(config.seeds)}: must not be negative")
+    if config.gpus_per_cell < 0:
+        raise UserError(f"--gpus-per-cell {config.gpus_per_cell:g}: must not be negative")
     if config.cluster and "efficiency" in STUDIES[config.study]:
         raise UserError(f"--study {config.study} times cells on one quiet machine; run it without --cluster")
     for text in config.override:
@@ -201,7 +202,7 @@ def make_once(folder, wanted, one, config):
 
 def remove(partial):
     for path in partial_files(partial):
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def needs_model(cell, one, config):
@@ -226,7 +227,8 @@ def run(one, config):
 
 def unlearning_job(cell, one, config):
     spec = one.specs[cell]
-    partial = cell.model_path(config).parent / f"{key(spec)}.partial.pt"
+    # the trees do not share it: a timing goes on from no run with other work beside it
+    partial = cell.model_path(config).parent / f"{key(spec)}-{cell.tree}.partial.pt"
     store = needs_model(cell, one, config)
 
     def keep(result):
@@ -245,14 +247,17 @@ def unlearning_job(cell, one, config):
         "f_o_state": one.checkpoint["state"],
         "prepared": one.prepared.get(spec["method"]),
         "partial": partial,
-        "jobs": config.jobs,
+        "jobs": None if config.cluster else config.jobs,
     }
     return Job(f"{cell.task.name} {cell.method} seed {cell.seed}", run_cell, lambda: arguments, keep)
 
 
 def relearning_job(cell, one, config):
     def arguments():
-        stored = load_tensors(cell.model_path(config))
+        path = cell.model_path(config)
+        stored = load_tensors(path)
+        if stored["config"] != one.specs[replace(cell, tree="cells")]:
+            raise UserError(f"{path} is of another configuration: has another run the same --checkpoints-dir?")
         return {"cell": cell, "spec": one.specs[cell], "dataset": one.dataset, "stored": stored}
 
     def keep(record):
@@ -277,6 +282,7 @@ def print_tables(one, task, config):
 def print_table(name, task, records, tree):
     """One row a method: the task's metrics in percent (mean ± std over the seeds), gap to Retrain and time."""
     frame = pd.DataFrame([{"method": r["method"], **r["metrics"], "time_s": r["time_s"]} for r in records])
+    conditions = {m: [r["conditions"] for r in records if r["method"] == m] for m in frame["method"]}
     groups = frame.groupby("method", sort=False)
     means, stds = groups.mean(), groups.std(ddof=0)
     seeds = groups.size().max()
@@ -291,13 +297,20 @@ def print_table(name, task, records, tree):
         shown["gap"] = [f"{gap(row, retrain, task.metrics_kind):.2f}" for row in rows]
     shown["time_s"] = [f"{row['time_s']:.2f}" for row in rows]
     if retrain is not None:
-        shown["time/Retrain"] = [f"{row['time_s'] / retrain['time_s']:.3f}" for row in rows]
+        alike = [comparable(conditions[method] + conditions["Retrain"]) for method in means.index]
+        ratios = [f"{row['time_s'] / retrain['time_s']:.3f}" for row in rows]
+        shown["time/Retrain"] = [ratio if same else "–" for ratio, same in zip(ratios, alike)]
     study = "" if tree == "cells" else f" {tree},"
     print(f"\n{name}, {task.name}:{study} {seeds} seed{'s' if seeds > 1 else ''}, metrics in percent")
     print(shown.rename_axis(None).to_string())
     for method, row in means.iterrows():
         if retrain is not None and method != "Retrain":
             print(f"  {method}: {in_words(row, retrain, task.metrics_kind)}")
+
+
+def comparable(conditions):
+    """Whether times were all taken under the same conditions."""
+    return None not in conditions and all(one == conditions[0] for one in conditions)
 
 
 def in_words(row, retrain, kind):

@@ -7,12 +7,13 @@ from torch import nn
 from torchvision.models import resnet18
 
 from config import UserError
+from data import load_tensors
 
 
 class CNN(nn.Module):
-    """Two convolutions and three linear layers (section A.2.4), for 1x28x28 images.
+    """Two convolutions and three linear layers (section A.2.4): (B, 1, 28, 28) -> logits (B, classes), (B, 256).
 
-    The representation is the 256-dimensional output of the first linear layer. Pooling comes before the ReLU: the
+    The representation is the output of the first linear layer. Pooling comes before the ReLU: the
     two commute, and a quarter of the entries are left for the ReLU.
     """
 
@@ -31,7 +32,10 @@ class CNN(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """torchvision's ResNet-18 without pre-trained weights; the representation is its 512-d pooled feature."""
+    """torchvision's ResNet-18 without pre-trained weights: (B, 3, H, W) -> logits (B, classes), (B, 512).
+
+    The representation is its pooled feature.
+    """
 
     def __init__(self, classes):
         super().__init__()
@@ -119,7 +123,17 @@ class Ensemble(nn.Module):
 
 
 def restore(name, classes, state, device="cpu", members=0):
-    """A model (with `members`, an ensemble of so many) with the weights of a state dict, in evaluation mode."""
+    """A model with the weights of a state dict, in evaluation mode.
+
+    Parameters
+    ----------
+    name, classes, device
+        As for `build`.
+    state : dict
+        From `cpu_state`.
+    members : int
+        Above 0: an `Ensemble` of so many models.
+    """
     if members:
         model = Ensemble([build(name, classes, seed=0, device=device) for _ in range(members)])
     else:
@@ -135,5 +149,5 @@ def cpu_state(model):
 
 def load(path, device="cpu"):
     """An unlearned model from the file that ``--save-models`` wrote, in evaluation mode."""
-    stored = torch.load(path, weights_only=True, map_location="cpu")
+    stored = load_tensors(path)
     return restore(stored["model"], stored["classes"], stored["state"], device, stored["members"])

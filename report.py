@@ -253,12 +253,21 @@ def mia_table(stats, paper, number):
     printed = [f"{published[method]:.2f}" if method in published else NOT_AVAILABLE for method in methods]
     printed[methods.index("Retrain")] = "–"
     rows.append(["**MIA_diff ↓**", "all", "paper, as printed", *printed])
-    own = {("cells", d, task, m, metric): (v,) for (table, d, task, metric, m), v in paper.items() if table == number}
-    derived = mia_difference(own, pairs, methods)
+    derived = mia_difference(paper_mia_differences(paper, number), pairs, methods)
     texts = [f"{derived[m][0]:.2f}" if m in derived and derived[m][1] == len(pairs) else NOT_AVAILABLE for m in methods]
     texts[methods.index("Retrain")] = "–"
     rows.append(["**MIA_diff ↓**", "all", "paper, from its entries", *texts])
     return markdown_table(["Task", "Data", "", *methods], rows)
+
+
+def paper_mia_differences(paper, number):
+    """The entries of the paper's table `number` as `summary.summarise` has those of cells."""
+    entries = {key: value for key, value in paper.items() if key[0] == number and key[3] == "MIA"}
+    return {
+        ("cells", dataset, task, method, "MIA_diff"): (abs(value - entries[number, dataset, task, "MIA", "Retrain"]),)
+        for (_, dataset, task, _, method), value in entries.items()
+        if method != "Retrain" and (number, dataset, task, "MIA", "Retrain") in entries
+    }
 
 
 def difference_entries(stats, pairs, methods):
@@ -819,19 +828,27 @@ def made_with(cells):
     texts = sorted({", ".join(f"{name} {value}" for name, value in found.items()) for found in cells.versions if found})
     lines = ["## Made with", "", *(f"- {text}" for text in texts or ["not recorded"])]
     mixed = mixed_configurations(cells)
-    return "\n".join(lines + (["", f"**Not one configuration over the seeds**: {', '.join(mixed)}."] if mixed else []))
+    return "\n".join(
+        lines + (["", f"**Not one configuration over the seeds and methods**: {', '.join(mixed)}."] if mixed else [])
+    )
 
 
 def mixed_configurations(cells):
-    """The entries whose cells differ in more than the seed and its forget set: their mean is of unlike things."""
-    texts = [
-        json.dumps(
-            {name: value for name, value in config.items() if name not in ("seed", "forget_set")}, sort_keys=True
-        )
-        for config in cells.config
-    ]
-    counts = cells.assign(text=texts).groupby(["tree", "dataset", "task", "method"])["text"].nunique()
-    return ["/".join(place) for place in counts.index[counts > 1]]
+    """The entries that are of unlike things.
+
+    Those whose cells differ in more than the seed and its forget set; and the tasks whose methods differ in more than
+    the method, such as in the pre-unlearning model.
+    """
+    by_seed, by_method = {"seed", "forget_set"}, {"seed", "forget_set", "method", "hyperparameters"}
+    found = []
+    for place, apart in ((["tree", "dataset", "task", "method"], by_seed), (["tree", "dataset", "task"], by_method)):
+        texts = [
+            json.dumps({name: value for name, value in config.items() if name not in apart}, sort_keys=True)
+            for config in cells.config
+        ]
+        counts = cells.assign(text=texts).groupby(place)["text"].nunique()
+        found += ["/".join(names) for names in counts.index[counts > 1]]
+    return found
 
 
 def there_and_missing(cells, tasks, tree):

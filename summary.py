@@ -95,8 +95,8 @@ def summarise(cells):
     -------
     dict
         (tree, dataset, task, method, metric) -> (mean, std, seeds), for the trees "cells" and "ablation"; the latter
-        has the former's Retrain and CaMU as well (see `with_base`). The metric "gap" has no std (nan), and is over the
-        seeds that the method and Retrain both have.
+        has the former's Retrain and CaMU as well (see `with_base`). The metrics "gap" and "MIA_diff" (|MIA - Retrain's|
+        of the means) have no std (nan), and are over the seeds that the method and Retrain both have.
     """
     plain = with_base(cells[cells.tree.isin(["cells", "ablation"])])
     names = [name for name in (*METRICS["class"], *CLEAN) if name in plain]
@@ -105,7 +105,7 @@ def summarise(cells):
     place = ["tree", "dataset", "task", "method"]
     found = _statistics(plain.melt(place, names, "metric").dropna(subset="value").groupby([*place, "metric"])["value"])
     for group, here in plain.groupby(place[:3]):
-        found |= {(*group, method, "gap"): stats for method, stats in _gaps(here, kind(group[2]))}
+        found |= {(*group, *rest): stats for rest, stats in _distances(here, kind(group[2]))}
     return found
 
 
@@ -113,15 +113,17 @@ def _statistics(groups):
     return {key: (float(v.mean()), float(v.std(ddof=0)), int(v.count())) for key, v in groups}
 
 
-def _gaps(cells, kind):
-    """(method, statistics of its gap) of the methods of one data set and task that share a seed with Retrain."""
+def _distances(cells, kind):
+    """((method, "gap" or "MIA_diff"), statistics) of the methods of one data set and task, on Retrain's seeds."""
     complete = cells.set_index("seed").reindex(columns=["method", *METRICS[kind]]).dropna()
     by_method = {method: rows.drop(columns="method") for method, rows in complete.groupby("method")}
     retrain = by_method.pop("Retrain", complete[:0])
     for method, rows in by_method.items():
         seeds = rows.index.intersection(retrain.index)
         if len(seeds):
-            yield method, (gap(rows.loc[seeds].mean(), retrain.loc[seeds].mean(), kind), math.nan, len(seeds))
+            ours, theirs = rows.loc[seeds].mean(), retrain.loc[seeds].mean()
+            yield (method, "gap"), (gap(ours, theirs, kind), math.nan, len(seeds))
+            yield (method, "MIA_diff"), (abs(ours["MIA"] - theirs["MIA"]), math.nan, len(seeds))
 
 
 def summarise_times(cells, tree="efficiency"):
@@ -130,17 +132,17 @@ def summarise_times(cells, tree="efficiency"):
     Returns
     -------
     dict
-        (dataset, task, conditions, method) -> (mean, std, seeds, ratio); the ratio is nan where Retrain has no time
-        under these conditions, or the conditions were not recorded.
+        (dataset, task, conditions, method) -> (mean, std, seeds, ratio); the ratio is over the seeds that Retrain has
+        under these conditions too, nan without any or where the conditions were not recorded.
     """
-    timed = cells[(cells.tree == tree) & cells.time_s.notna()]
-    found = _statistics(timed.groupby(["dataset", "task", "conditions", "method"])["time_s"])
+    timed = cells[(cells.tree == tree) & cells.time_s.notna()].set_index("seed")
+    groups = dict(list(timed.groupby(["dataset", "task", "conditions", "method"])["time_s"]))
 
     def ratio(key):
-        retrain = found.get((*key[:3], "Retrain"))
-        return found[key][0] / retrain[0] if retrain and key[2] else math.nan
+        ours, retrain = groups[key].align(groups.get((*key[:3], "Retrain"), groups[key][:0]), join="inner")
+        return float(ours.mean() / retrain.mean()) if key[2] else math.nan
 
-    return {key: (*stats, ratio(key)) for key, stats in found.items()}
+    return {key: (*stats, ratio(key)) for key, stats in _statistics(groups.items()).items()}
 
 
 def mia_difference(stats, pairs, methods=tuple(METHODS)):
@@ -149,7 +151,7 @@ def mia_difference(stats, pairs, methods=tuple(METHODS)):
     Parameters
     ----------
     stats : dict
-        From `summarise`.
+        From `summarise`, for its entries of the metric "MIA_diff".
     pairs : sequence of (dataset, task)
     methods : sequence of str
 
@@ -160,9 +162,9 @@ def mia_difference(stats, pairs, methods=tuple(METHODS)):
     """
     found = {}
     for method in methods:
-        ours, retrain = ([stats.get(("cells", *pair, m, "MIA")) for pair in pairs] for m in (method, "Retrain"))
-        differences = [abs(a[0] - b[0]) for a, b in zip(ours, retrain) if a and b]
-        if differences and method != "Retrain":
+        keys = [("cells", *pair, method, "MIA_diff") for pair in pairs]
+        differences = [stats[key][0] for key in keys if key in stats]
+        if differences:
             found[method] = (float(np.mean(differences)), len(differences))
     return found
 

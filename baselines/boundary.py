@@ -8,7 +8,7 @@ by SGD with momentum 0.9 on (x_f, new label). D_r is not read.
 Deviations from the published code: there the new label may be y_f itself where one step does not cross a boundary;
 the paper means the nearest *incorrect* class, so the highest-scoring class other than y_f is taken. The method was
 made for class removal; its use for random removal is the CaMU paper's. Learning rate and epochs come from the table
-in `config.py`.
+in `config.py`; the batch is that of all methods here, 32.
 """
 
 import copy
@@ -24,7 +24,7 @@ CHUNK = 250  # images attacked at a time
 
 
 def fgsm(model, images, index):
-    """The attacked samples in pixel space: in [0, 1], within BOUND of the originals, rounded to 1/255."""
+    """The samples `index` of `images`, attacked: (B, C, H, W) in [0, 1], within BOUND of them, rounded to 1/255."""
     x = images.unit(index).requires_grad_()
     loss = F.cross_entropy(model(images.standardise(x))[0], images.labels[index], reduction="sum")
     (gradient,) = torch.autograd.grad(loss, x)

@@ -199,6 +199,8 @@ def cases(dataset, reference):
 def main(arguments):
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.repeats < 1:
+        raise UserError(f"--repeats {arguments.repeats}: must be at least 1")
     dataset, reference = both_data_sets(arguments.data_root)
     known = cases(dataset, reference)
     for name in arguments.cases:

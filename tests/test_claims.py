@@ -60,6 +60,24 @@ def test_methods_are_compared_on_the_seeds_that_all_of_them_have(random_cells):
     assert answer(random_cells, "In class removal A_ts_f")["Digit class0 (2)"] == (True, "0.00")
 
 
+def test_times_under_two_sets_of_conditions_are_no_answer(tmp_path):
+    seconds = dict.fromkeys(METHODS, 5.0) | {"CaMU": 2.0, "Unroll": 1.0}
+    text, place = "The time, random removal", "Digit random10 (1)"
+    for method, value in seconds.items():
+        content = {"metrics": {}, "time_s": value, "conditions": QUIET}
+        write(tmp_path, "efficiency", "Digit", "random10", method, 0, **content)
+    assert answer(tmp_path, text)[place] == (True, "2.00, second of 7; first: Unroll 1.00")
+    for method in METHODS:
+        content = {"metrics": {}, "time_s": 1.0, "conditions": QUIET | {"threads": 2}}
+        write(tmp_path, "efficiency", "Digit", "random10", method, 1, **content)
+    assert answer(tmp_path, text) == {"Digit random10, Fashion random10": (None, "")}
+
+
+def test_a_method_of_your_own_alone_answers_nothing(tmp_path):
+    write(tmp_path, "cells", "Digit", "random10", "Finetune", 0, metrics=random_metrics(99, 98, 97, 50))
+    assert {holds for _, _, holds, _ in claims.answers(summary.read_cells(tmp_path))} == {None}
+
+
 def test_a_claim_that_does_not_hold(random_cells):
     for method in ("NegGrad", "SCRUB"):
         write(random_cells, "cells", "Digit", "random10", method, 0, metrics=random_metrics(99, 98.1, 99, 50))

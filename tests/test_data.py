@@ -189,6 +189,13 @@ def test_cifar_tree_follows_the_published_protocol(tmp_path):
     assert dataset.train.pixels.shape == (12, 3, 32, 32)
 
 
+def test_gray_built_in_sets_are_read_from_colour_trees_too(tmp_path):
+    """MNIST exported as RGB is MNIST."""
+    dataset = load("Digit", write_tree(tmp_path, "Digit", sizes=((28, 28),)))
+    assert (dataset.model, dataset.published_protocol) == ("CNN", False)
+    assert dataset.train.pixels.shape == (12, 1, 28, 28)
+
+
 def test_folder_order_is_one_fixed_shuffle(tmp_path):
     dataset = load("Own", write_tree(tmp_path, per_class=20))
     assert dataset.train.labels.tolist() != sorted(dataset.train.labels.tolist())
@@ -210,6 +217,32 @@ def test_cache_is_used_and_rebuilt_when_the_tree_changes(tmp_path, monkeypatch):
     assert len(load("Own", tmp_path).train) == 13
 
 
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise UserError("cannot be written")
+
+    monkeypatch.setattr("data.save_atomically", full)
+    assert len(load("Own", write_tree(tmp_path)).train) == 12
+    assert "decoded images are not cached" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("header", [b"P5\n9 -9\n255\n", b"BM" + bytes([255]) * 60])
+def test_any_damage_to_an_image_is_named(tmp_path, header):
+    (write_tree(tmp_path) / "Own/test/dog/1.png").write_bytes(header)
+    with pytest.raises(UserError, match=r"test/dog/1\.png: not a readable image"):
+        load("Own", tmp_path)
+
+
+def test_too_few_test_images_for_the_attack_are_refused(tmp_path):
+    for file in sorted((write_tree(tmp_path) / "Own/test").rglob("*.png")):
+        if file.name != "0.png" or file.parent.name == "cat":
+            file.unlink()
+    shutil.rmtree(tmp_path / "Own/train/cat")
+    shutil.rmtree(tmp_path / "Own/test/cat")
+    with pytest.raises(UserError, match="holds 2 images; the membership attack needs at least 3"):
+        load("Own", tmp_path)
+
+
 def test_corrupt_image_is_named(tmp_path):
     bad = write_tree(tmp_path) / "Own/test/dog/1.png"
     bad.write_bytes(bad.read_bytes()[:60])
@@ -224,6 +257,9 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
     (tmp_path / "Own/test/eel").mkdir()
     with pytest.raises(UserError, match="eel"):
         load("Own", tmp_path)
+    shutil.rmtree(tmp_path / "Own/test")
+    with pytest.raises(UserError, match="Own has no folder test/"):
+        load("Own", tmp_path)
 
 
 def test_missing_data_say_where_they_were_looked_for(tmp_path, monkeypatch):
@@ -234,7 +270,9 @@ def test_missing_data_say_where_they_were_looked_for(tmp_path, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", no_network)
-    with pytest.raises(UserError, match=rf"torchvision's files in {tmp_path}/MNIST/raw nor .*{tmp_path}/Digit/train"):
+    with pytest.raises(
+        UserError, match=rf"sound files of torchvision's in {tmp_path}/MNIST/raw nor .*{tmp_path}/Digit/train"
+    ):
         load("Digit", tmp_path)
 
 

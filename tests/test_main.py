@@ -17,7 +17,7 @@ import models
 from baselines import METHODS
 from config import Config, UserError, hyperparameters, parse_override, run_script, training_row
 from data import generator, load, parse_task
-from experiment import Cell, differences, load_or_set_aside, read_json
+from experiment import Cell, differences, load_or_set_aside, read_record
 from metrics import METRICS
 from training import train
 
@@ -91,7 +91,7 @@ def test_saved_model_follows_its_cell(small_config):
     main.main(config)
     main.main(replace(config, batch_size=64, overwrite=True))
     stored = torch.load(cell.model_path(config), weights_only=True)
-    assert stored["config"] == read_json(cell.path(config))["config"] and stored["config"]["batch_size"] == 64
+    assert stored["config"] == read_record(cell.path(config))["config"] and stored["config"]["batch_size"] == 64
 
 
 def test_own_data_run_end_to_end(run_main, tmp_path):
@@ -119,6 +119,8 @@ def test_own_data_run_end_to_end(run_main, tmp_path):
         (("--batch-size", "0"), "--batch-size 0: must be at least 1"),
         (("--override", "CaMU.lr_ce=fast"), "'fast' is no number"),
         (("--image-size", "32"), "--image-size 32: must be at least 33"),
+        (("--dataset", "../Photos"), "--dataset ../Photos: give the folder's name alone"),
+        (("--gpus-per-cell", "-1"), "--gpus-per-cell -1: must not be negative"),
         (("--results-dir", "/proc/nothing"), "/proc/nothing cannot be written to"),
     ],
 )
@@ -147,6 +149,9 @@ def test_cuda_asked_for_in_vain(run_main):
         ("SISA.shards=0", "SISA.shards=0: shards must be a whole number of at least 1"),
         ("CaMU.lr_ce=-1", "lr_ce must be a number of at least 0"),
         ("CaMU.lr_ce=nan", "lr_ce must be a number of at least 0"),
+        ("NegGrad.a=5", "a must be from 0 to 1"),
+        ("T-S.remain_fraction=7", "remain_fraction must be from 0 to 1"),
+        ("SCRUB.temperature=0", "temperature must be above 0"),
     ],
 )
 def test_bad_overrides(text, message):
@@ -174,11 +179,52 @@ def test_help_explains_every_field(run_main):
         assert f"--{name.replace('_', '-')}" in text
 
 
-def test_damaged_cell_is_set_aside(tmp_path, capsys):
+@pytest.mark.parametrize("content", ['{"metrics": ', "{}", "[]", "3"])
+def test_damaged_cell_is_set_aside(tmp_path, capsys, content):
     path = tmp_path / "seed0.json"
-    path.write_text('{"metrics": ')
-    assert load_or_set_aside(path, read_json) is None
+    path.write_text(content)
+    assert load_or_set_aside(path, read_record) is None
     assert (tmp_path / "seed0.json.damaged").exists() and "is damaged" in capsys.readouterr().out
+
+
+def test_what_cannot_be_read_for_another_reason_is_not_set_aside(tmp_path):
+    def refuse(_):
+        raise PermissionError(13, "Permission denied")
+
+    path = tmp_path / "seed0.json"
+    path.write_text("{}")
+    with pytest.raises(UserError, match=f"{path} cannot be read: .*Permission denied"):
+        load_or_set_aside(path, refuse)
+    assert path.exists()
+
+
+def test_a_timing_does_not_go_on_from_an_interrupted_plain_run(small_config):
+    """Its seconds were counted beside other work."""
+    cells = [Cell("OptDigits", parse_task("class0"), "Retrain", 0, tree) for tree in ("cells", "efficiency")]
+    one = main.Plan(None, {}, {cell: {"method": "Retrain"} for cell in cells}, {}, {"state": {}}, {})
+    first, second = (main.unlearning_job(cell, one, small_config).arguments()["partial"] for cell in cells)
+    assert first != second
+
+
+def test_the_table_divides_no_times_of_unlike_conditions(capsys):
+    quiet = {"device": "a processor", "threads": 1, "jobs": 1}
+    conditions = {"Retrain": quiet, "T-S": quiet, "SCRUB": quiet | {"jobs": 2}, "CaMU": None}
+    metrics = {"A_r": 90.0, "A_f": 80.0, "A_ts": 85.0, "MIA": 50.0}
+    found = [{"method": m, "metrics": metrics, "time_s": 8.0, "conditions": c} for m, c in conditions.items()]
+    main.print_table("Digit", parse_task("random10"), found, "cells")
+    rows = {line.split()[0]: line.split()[-1] for line in capsys.readouterr().out.splitlines()[3:7]}
+    assert rows == {"Retrain": "1.000", "T-S": "1.000", "SCRUB": "–", "CaMU": "–"}
+
+
+def test_relearning_takes_no_model_of_another_configuration(small_config):
+    from data import save_tensors
+
+    cell = Cell("OptDigits", parse_task("class0"), "Retrain", 0)
+    again = replace(cell, tree="relearn")
+    one = main.Plan(None, {}, {cell: {"method": "Retrain"}, again: {}}, {}, {}, {})
+    save_tensors(cell.model_path(small_config), {"config": {"method": "Retrain", "batch_size": 64}})
+    with pytest.raises(UserError, match=r"seed0\.pt is of another configuration"):
+        main.relearning_job(again, one, small_config).arguments()
 
 
 def test_differences_name_the_inner_entries():

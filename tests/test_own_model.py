@@ -15,9 +15,8 @@ from conftest import ROOT, make_toy_split
 import camu
 import main
 import models
-from config import Config, UserError, hyperparameters, settings
+from config import UserError, hyperparameters, settings
 from data import tensor_split
-from metrics import METRICS
 
 ADDED_METHOD = re.compile(r'`("Finetune": finetune,)`.*?\n\n( {4}"Finetune": .*?)\n', re.DOTALL)
 NETS = {
@@ -180,4 +179,3 @@ def test_gap_in_words():
     )
     assert "over-forgotten" in main.in_words(row | {"A_f": 97.0}, retrain, "random")
     assert "forgotten as by Retrain" in main.in_words(row | {"A_f": 98.1}, retrain, "random")
-    assert set(METRICS) == {"random", "class"} and Config().study == "plain"

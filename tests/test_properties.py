@@ -36,7 +36,7 @@ def test_classes_are_read_back(classes):
 
 
 @SMALL
-@given(st.text(max_size=12))
+@given(st.from_regex(r"(random|class|ids:)?[0-9,. -]{0,6}", fullmatch=True) | st.text(max_size=12))
 def test_any_text_is_a_task_or_refused(text):
     try:
         task = parse_task(text)

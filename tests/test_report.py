@@ -166,6 +166,21 @@ def test_mia_difference_says_over_how_many(tmp_path):
     assert row_of(table, "random10", "Digit", "paper")["Retrain"] == "49.58"
 
 
+def test_differences_to_retrain_are_over_common_seeds(tmp_path):
+    """A second seed of CaMU alone, of another forget set and time, moves neither MIA_diff, nor gap, nor time ratio."""
+    for seed, method, mia, seconds in ((0, "Retrain", 50, 8.0), (0, "CaMU", 49, 2.0), (1, "CaMU", 30, 6.0)):
+        metrics = {"A_r": 90, "A_f": 80, "A_ts": 85, "MIA": mia}
+        for tree in ("cells", "efficiency"):
+            content = {"metrics": metrics, "time_s": seconds, "conditions": QUIET}
+            write(tmp_path, tree, "Digit", "random10", method, seed, **content)
+    cells = summary.read_cells(tmp_path)
+    stats = summary.summarise(cells)
+    assert summary.mia_difference(stats, [("Digit", "random10")]) == {"CaMU": (1.0, 1)}
+    assert stats["cells", "Digit", "random10", "CaMU", "gap"][0] == 0.25
+    ((_, camu),) = [item for item in summary.summarise_times(cells).items() if item[0][3] == "CaMU"]
+    assert camu == (4.0, 2.0, 2, 0.25)
+
+
 def test_times_are_divided_only_under_the_same_conditions(folder):
     other = {"device": "a graphics card", "threads": 2, "jobs": 1}
     write_times(folder, seconds={"Unroll": 0.5, "SISA": 0.7}, conditions=other)
@@ -290,7 +305,15 @@ def test_unlike_configurations_in_one_entry_are_named(folder):
     assert "Not one configuration" not in text_of(folder)
     content = {"metrics": {"A_r": 1.0}, "config": {"threads": 2, "device": "cpu"}}
     write(folder, "cells", "Digit", "random10", "CaMU", 7, **content)
-    assert report.mixed_configurations(summary.read_cells(folder)) == ["cells/Digit/random10/CaMU"]
+    found = report.mixed_configurations(summary.read_cells(folder))
+    assert found == ["cells/Digit/random10/CaMU", "cells/Digit/random10"]
+
+
+def test_methods_on_unlike_pre_unlearning_models_are_named(folder):
+    for seed, model in enumerate("aa"):
+        content = {"metrics": {"A_r": 1.0}, "config": {"pretrained": model, "seed": seed, "device": "cpu"}}
+        write(folder, "cells", "Digit", "random10", "CaMU", seed, **content)
+    assert report.mixed_configurations(summary.read_cells(folder)) == ["cells/Digit/random10"]
 
 
 def test_readme_section(folder):

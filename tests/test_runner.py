@@ -86,7 +86,7 @@ def test_a_damaged_state_of_an_interrupted_training_is_set_aside(small_config):
     (path,) = Path(config.results_dir).rglob("*.json")
     undisturbed = json.loads(path.read_text())
     cell = main.Cell("OptDigits", parse_task("class0"), "Retrain", 0)
-    partial = cell.model_path(config).parent / f"{key(undisturbed['config'])}.partial.pt"
+    partial = cell.model_path(config).parent / f"{key(undisturbed['config'])}-cells.partial.pt"
     partial.parent.mkdir(parents=True, exist_ok=True)
     partial.write_bytes(b"no tensors")
     path.unlink()
