@@ -113,7 +113,7 @@ HYPERPARAMETERS = {
         (ANY, "few"): {"epochs": 1, "lr": 0.01, "a": 0.97},
     },
     "Boundary": {
-        ("OptDigits", "random"): {"epochs": 2, "lr": 1e-6},
+        ("OptDigits", "random"): {"epochs": 1, "lr": 1e-5},
         ("OptDigits", "class"): {"epochs": 2, "lr": 3e-4},
         ("MNIST", "random"): {"epochs": 1, "lr": 3e-7},
         ("MNIST", "class"): {"epochs": 10, "lr": 1e-4},
@@ -137,7 +137,7 @@ HYPERPARAMETERS = {
         ("OptDigits", "class"): {
             "epochs": 4,
             "msteps": 3,
-            "lr": 1.5e-3,
+            "lr": 1e-3,
             "alpha": 0.5,
             "gamma": 1.0,
             "temperature": 4.0,
