@@ -123,7 +123,7 @@ def _distances(cells, kind):
         if len(seeds):
             ours, theirs = rows.loc[seeds].mean(), retrain.loc[seeds].mean()
             yield (method, "gap"), (gap(ours, theirs, kind), math.nan, len(seeds))
-            yield (method, "MIA_diff"), (abs(ours["MIA"] - theirs["MIA"]), math.nan, len(seeds))
+            yield (method, "MIA_diff"), (float(abs(ours["MIA"] - theirs["MIA"])), math.nan, len(seeds))
 
 
 def summarise_times(cells, tree="efficiency"):
