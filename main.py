@@ -29,6 +29,7 @@ from experiment import (
     shards_spec,
 )
 from metrics import gap
+from summary import flat, relearning_extremes
 
 SMALLEST_IMAGE = 33  # up to 32 pixels ResNet-18 ends in one pixel, of which a batch of one sample has no variance
 # A study is the trees of cells it needs.
@@ -335,13 +336,14 @@ def beside(points):
 
 def print_relearning(name, task, records):
     """One row a method: how far A_r and A_f move at most while D_r is learned again, mean over the seeds."""
-    rows = [
-        {"method": r["method"], **{f"max |ΔA_{k}|": max(abs(v - r[f"A_{k}"][0]) for v in r[f"A_{k}"]) for k in "rf"}}
-        for r in records
-    ]
-    shown = pd.DataFrame(rows).groupby("method", sort=False).mean().round(2)
+    extremes = relearning_extremes(pd.DataFrame([{"tree": "relearn", **flat(record)} for record in records]))
+    methods = dict.fromkeys(record["method"] for record in records)
+    shown = pd.DataFrame(
+        {f"max |Δ{metric}|": [extremes[name, method, metric][0] for method in methods] for metric in ("A_r", "A_f")},
+        index=list(methods),
+    ).round(2)
     print(f"\n{name}, {task.name}: relearning, percentage points")
-    print(shown.rename_axis(None).to_string())
+    print(shown.to_string())
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def read_cells(results_dir):
     for tree in ("cells", "ablation", "relearn", "efficiency"):
         for path in sorted(Path(results_dir, tree).glob("*/*/*/seed*.json")):
             try:
-                found.append({"tree": tree, **_flat(json.loads(path.read_text(encoding="utf-8")))})
+                found.append({"tree": tree, **flat(json.loads(path.read_text(encoding="utf-8")))})
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path} is no sound cell ({error!r}); remove it and run main.py again")
     if not found:
@@ -51,7 +51,8 @@ def read_cells(results_dir):
     return pd.DataFrame(found)
 
 
-def _flat(record):
+def flat(record):
+    """A cell's record as one row of `read_cells`, without its tree."""
     return {
         **{name: record[name] for name in ("dataset", "task", "method", "seed")},
         **record.get("metrics", {}),
