@@ -654,7 +654,8 @@ RELEARNING_PICTURE = (
     "Relearning",
     "Every unlearned model is trained on all of D_r again: differences of A_r and A_f to before, mean over the seeds, "
     "shaded ± std. Where a method moves by more than 3 points, the axis is linear up to 1 and logarithmic beyond. In "
-    "the table: the largest absolute difference on the way, in percentage points.",
+    "the table: the largest absolute difference on the way, in percentage points. A model that has diverged, of "
+    "accuracy 0 on D_r, cannot learn again: it shows as a line at 0.",
 )
 # The file's name, what it is called, and how it is read.
 PICTURES = (
