@@ -283,7 +283,7 @@ def print_tables(one, task, config):
 def print_table(name, task, records, tree):
     """One row a method: the task's metrics in percent (mean ± std over the seeds), gap to Retrain and time."""
     frame = pd.DataFrame([{"method": r["method"], **r["metrics"], "time_s": r["time_s"]} for r in records])
-    conditions = {m: [r["conditions"] for r in records if r["method"] == m] for m in frame["method"]}
+    conditions = {m: [r.get("conditions") for r in records if r["method"] == m] for m in frame["method"]}
     groups = frame.groupby("method", sort=False)
     means, stds = groups.mean(), groups.std(ddof=0)
     seeds = groups.size().max()
