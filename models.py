@@ -13,8 +13,8 @@ from data import load_tensors
 class CNN(nn.Module):
     """Two convolutions and three linear layers (section A.2.4): (B, 1, 28, 28) -> logits (B, classes), (B, 256).
 
-    The representation is the output of the first linear layer. Pooling comes before the ReLU: the
-    two commute, and a quarter of the entries are left for the ReLU.
+    The representation is the output of the first linear layer. Pooling comes before the ReLU: the two commute, and a
+    quarter of the entries are left for the ReLU.
     """
 
     def __init__(self, classes):

@@ -106,7 +106,12 @@ def summarise(cells):
     place = ["tree", "dataset", "task", "method"]
     found = _statistics(plain.melt(place, names, "metric").dropna(subset="value").groupby([*place, "metric"])["value"])
     for group, here in plain.groupby(place[:3]):
-        found |= {(*group, *rest): stats for rest, stats in _distances(here, kind(group[2]))}
+        retrain = here[here.method == "Retrain"]
+        for method, rows in here[here.method != "Retrain"].groupby("method"):
+            to_retrain, mia, seeds = distances(rows, retrain, kind(group[2]))
+            if seeds:
+                found[*group, method, "gap"] = (to_retrain, math.nan, seeds)
+                found[*group, method, "MIA_diff"] = (mia, math.nan, seeds)
     return found
 
 
@@ -114,17 +119,25 @@ def _statistics(groups):
     return {key: (float(v.mean()), float(v.std(ddof=0)), int(v.count())) for key, v in groups}
 
 
-def _distances(cells, kind):
-    """((method, "gap" or "MIA_diff"), statistics) of the methods of one data set and task, on Retrain's seeds."""
-    complete = cells.set_index("seed").reindex(columns=["method", *METRICS[kind]]).dropna()
-    by_method = {method: rows.drop(columns="method") for method, rows in complete.groupby("method")}
-    retrain = by_method.pop("Retrain", complete[:0])
-    for method, rows in by_method.items():
-        seeds = rows.index.intersection(retrain.index)
-        if len(seeds):
-            ours, theirs = rows.loc[seeds].mean(), retrain.loc[seeds].mean()
-            yield (method, "gap"), (gap(ours, theirs, kind), math.nan, len(seeds))
-            yield (method, "MIA_diff"), (float(abs(ours["MIA"] - theirs["MIA"])), math.nan, len(seeds))
+def distances(cells, retrain, kind):
+    """How far a method is from Retrain, from the means over the seeds that both have.
+
+    Parameters
+    ----------
+    cells, retrain : DataFrame
+        One row a cell with its `seed` and metrics: the method's and Retrain's of one data set and task.
+    kind : str
+        "random" or "class".
+
+    Returns
+    -------
+    tuple
+        (`metrics.gap`, |MIA - Retrain's MIA|, number of those seeds); nan twice where it is 0.
+    """
+    ours, theirs = (rows.set_index("seed").reindex(columns=METRICS[kind]).dropna() for rows in (cells, retrain))
+    seeds = ours.index.intersection(theirs.index)
+    ours, theirs = ours.loc[seeds].mean(), theirs.loc[seeds].mean()
+    return gap(ours, theirs, kind), float(abs(ours["MIA"] - theirs["MIA"])), len(seeds)
 
 
 def summarise_times(cells, tree="efficiency"):

@@ -26,7 +26,8 @@ import main
 from config import FAMILIES, Config, UserError, run_script
 from data import generator, make_split, parse_tasks, save_atomically
 from experiment import cell_spec, finished, run_jobs
-from metrics import METRICS, gap
+from metrics import METRICS
+from summary import distances
 
 BOUNDARY_MNIST = {"epochs": (1, 2, 5), "lr": (3e-7, 1e-6, 3e-6, 1e-5)}
 BOUNDARY_CLASS = {"epochs": (1, 2, 5, 10), "lr": (3e-5, 1e-4, 3e-4)}
@@ -159,26 +160,21 @@ def run_trials(one, task, trials, seeds, drawn, config):
 def ranked(one, task, config):
     """The trials of a task, those with the most seeds first, then by `gap`: one row each, means over the seeds."""
     records = {trial: record for trial, record in one.records.items() if trial.task == task}
-    retrain = {trial.seed: record for trial, record in records.items() if trial.method == "Retrain"}
     names = list(dict.fromkeys(name for r in records.values() for name in r["config"]["hyperparameters"]))
-    metrics = METRICS[task.metrics_kind]
-    rows = [
-        {"method": t.method, "trial": t.number, "seeds": 1, **r["config"]["hyperparameters"], **r["metrics"]}
-        | {"time_s": r["time_s"], "time/Retrain": r["time_s"] / retrain[t.seed]["time_s"]}
-        | {f"Retrain {name}": retrain[t.seed]["metrics"][name] for name in metrics}
+    cells = pd.DataFrame(
+        {"method": t.method, "trial": t.number, "seed": t.seed, **r["config"]["hyperparameters"], **r["metrics"]}
+        | {"time_s": r["time_s"]}
         for t, r in records.items()
-        if t.method != "Retrain"
-    ]
-    beside = [f"Retrain {name}" for name in metrics]
-    measured = dict.fromkeys([*metrics, "time_s", "time/Retrain", *beside], "mean")
-    columns = {"seeds": "sum"} | dict.fromkeys(names, "first") | measured
-    frame = pd.DataFrame(rows, columns=["method", "trial", *columns]).groupby(["method", "trial"], as_index=False)
-    frame = frame.agg(columns).dropna(axis="columns", how="all")
-    gaps = [
-        gap(row, {name: row[f"Retrain {name}"] for name in metrics}, task.metrics_kind) for _, row in frame.iterrows()
-    ]
-    frame = frame.drop(columns=beside).assign(gap=gaps).round(dict.fromkeys([*measured, "gap"], 4))
-    return frame.sort_values(["method", "seeds", "gap"], ascending=[True, False, True])
+    )
+    retrain = cells[cells.method == "Retrain"]
+    cells["time/Retrain"] = cells.time_s / cells.seed.map(retrain.set_index("seed").time_s)
+    cells["seeds"] = 1
+    measured = dict.fromkeys([*METRICS[task.metrics_kind], "time_s", "time/Retrain"], "mean")
+    trials = cells[cells.method != "Retrain"].groupby(["method", "trial"])
+    frame = trials.agg({"seeds": "sum"} | dict.fromkeys(names, "first") | measured)
+    frame["gap"] = [distances(rows, retrain, task.metrics_kind)[0] for _, rows in trials]
+    frame = frame.dropna(axis="columns", how="all").round(dict.fromkeys([*measured, "gap"], 4))
+    return frame.reset_index().sort_values(["method", "seeds", "gap"], ascending=[True, False, True])
 
 
 def within_time(frame):

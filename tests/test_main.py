@@ -16,7 +16,7 @@ import main
 import models
 from baselines import METHODS
 from config import Config, UserError, hyperparameters, parse_override, run_script, training_row
-from data import generator, load, parse_task
+from data import generator, load, parse_task, save_tensors
 from experiment import Cell, differences, load_or_set_aside, read_record
 from metrics import METRICS
 from training import train
@@ -217,8 +217,6 @@ def test_the_table_divides_no_times_of_unlike_conditions(capsys):
 
 
 def test_relearning_takes_no_model_of_another_configuration(small_config):
-    from data import save_tensors
-
     cell = Cell("OptDigits", parse_task("class0"), "Retrain", 0)
     again = replace(cell, tree="relearn")
     one = main.Plan(None, {}, {cell: {"method": "Retrain"}, again: {}}, {}, {}, {})
