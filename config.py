@@ -92,11 +92,11 @@ ABLATION = {
     "Counterfactual": {"align_remain": False},
 }
 
-# HYPERPARAMETERS[method][family or data set, kind of task]; ANY stands for those without a row of their own, None for
-# the data set's value in TRAINING. The MNIST and CIFAR rows of CaMU are the published ones; its `repeats` is how often
-# D_f is repeated in the joint dataset. The baselines' OptDigits, MNIST (on Digit) and Fashion rows are the best of a
-# search (benchmarks/tune.py; its trials are in results/tuning/). Their CIFAR rows are each paper's values or near, not
-# tuned yet.
+# HYPERPARAMETERS[method][family or data set, kind of task or task]; ANY stands for those without a row of their own,
+# None for the data set's value in TRAINING. The MNIST and CIFAR rows of CaMU are the published ones; its `repeats` is
+# how often D_f is repeated in the joint dataset. The baselines' OptDigits, MNIST (on Digit) and Fashion rows and those
+# of single tasks are the best of a search (benchmarks/tune.py; its trials are in results/tuning/). Their CIFAR rows are
+# each paper's values or near, not tuned yet.
 HYPERPARAMETERS = {
     "Retrain": {(ANY, ANY): {"epochs": None, "lr": None}},
     "NegGrad": {
@@ -185,7 +185,7 @@ def training_row(dataset, model, pretrain_epochs=None, retrain_epochs=None):
     return row
 
 
-def hyperparameters(method, dataset, kind, training=None, overrides=()):
+def hyperparameters(method, dataset, kind, training=None, overrides=(), task=None):
     """The row of HYPERPARAMETERS that applies, with the user's overrides.
 
     Parameters
@@ -198,6 +198,8 @@ def hyperparameters(method, dataset, kind, training=None, overrides=()):
         From `training_row`: stands in where the row says None, as those of Retrain and SISA do.
     overrides : sequence of str
         ``METHOD.NAME=VALUE`` each; those of other methods are ignored.
+    task : str, optional
+        Such as "class1": its own row goes before that of its kind.
 
     Returns
     -------
@@ -211,7 +213,7 @@ def hyperparameters(method, dataset, kind, training=None, overrides=()):
     """
     table = HYPERPARAMETERS[method]
     family = FAMILIES.get(dataset, "own")
-    places = [(dataset, kind), (family, kind), (ANY, kind), (ANY, ANY)]
+    places = [(dataset, task), (dataset, kind), (family, kind), (ANY, kind), (ANY, ANY)]
     row = dict(next(table[place] for place in places if place in table))
     if training is not None:
         defaults = {"epochs": training["retrain_epochs"], "lr": training["lr"]}

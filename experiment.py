@@ -130,7 +130,7 @@ def cell_spec(cell, dataset, split, pretrained, config):
     """
     training = training_row(dataset.name, dataset.model, config.pretrain_epochs, config.retrain_epochs)
     method, variant = ("CaMU", ABLATION[cell.method]) if cell.tree == "ablation" else (cell.method, {})
-    row = hyperparameters(method, dataset.name, split.kind, training, config.override)
+    row = hyperparameters(method, dataset.name, split.kind, training, config.override, cell.task.name)
     spec = {
         "data": pretrained["data"],
         "pretrained": key(pretrained),

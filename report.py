@@ -400,7 +400,7 @@ def _overrides(cell):
         return []  # own data: the table's row depends on the model and size of the data, which a cell does not name
     few = cell.task.startswith("ids-") or (kind(cell.task) == "random" and float(cell.task[6:]) < 100 * FEW)
     task_kind = "few" if few else kind(cell.task)
-    table = hyperparameters(method, cell.dataset, task_kind, training_row(cell.dataset, "CNN"))
+    table = hyperparameters(method, cell.dataset, task_kind, training_row(cell.dataset, "CNN"), task=cell.task)
     return [f"{method}.{name}={row[name]:g}" for name in table if name in row and row[name] != table[name]]
 
 

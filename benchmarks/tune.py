@@ -35,7 +35,7 @@ TS_RANDOM = {"epochs": (1, 2, 3), "lr": (1e-4, 2e-4, 5e-4, 1e-3), "remain_fracti
 TS_CLASS = {"epochs": (1, 2, 3), "lr": (2e-4, 5e-4, 1e-3, 2e-3), "remain_fraction": (0.3,)}
 UNROLL_RANDOM = {"epochs": (1, 2), "lr": (0.001, 0.003, 0.01, 0.03, 0.05, 0.1)}
 SCRUB_MNIST = {"epochs": (3,), "msteps": (2,), "lr": (1e-5, 1.5e-5, 2e-5, 2.5e-5, 3e-5, 4e-5), "alpha": (0.1, 0.5)}
-SPACE = {  # by data set or family of data sets, and kind of task
+SPACE = {  # by data set or family of data sets, and task or kind of task
     ("OptDigits", "random"): {
         "NegGrad": {"epochs": (1, 2, 4), "lr": (0.01, 0.03), "a": (0.8, 0.95)},
         "Boundary": {"epochs": (1, 2, 5, 10), "lr": (1e-6, 1e-5, 1e-4)},
@@ -78,6 +78,8 @@ SPACE = {  # by data set or family of data sets, and kind of task
         "SCRUB": SCRUB_MNIST | {"lr": (1.1e-5, 1.2e-5, 1.3e-5, 1.4e-5, 1.6e-5, 1.8e-5)},
         "Unroll": {"epochs": (1, 2), "lr": (0.001, 0.002, 0.003, 0.005, 0.007, 0.01)},
     },
+    ("Fashion", "class1"): {"SCRUB": SCRUB_MNIST | {"lr": (6e-6, 8e-6, 1e-5, 1.1e-5, 1.2e-5, 1.3e-5)}},
+    ("Fashion", "class2"): {"SCRUB": SCRUB_MNIST | {"lr": (6e-6, 8e-6, 1e-5, 1.1e-5, 1.2e-5, 1.3e-5)}},
 }
 METHODS = tuple(SPACE["MNIST", "random"])
 FINALISTS = 3
@@ -95,9 +97,11 @@ class Arguments(Config):
     """points tried for every baseline, data set and task"""
 
 
-def points(method, dataset, kind, count):
-    """The first `count` points of the method's grid for a data set and a kind of task, in a fixed random order."""
-    space = SPACE[(dataset if (dataset, kind) in SPACE else FAMILIES[dataset], kind)][method]
+def points(method, dataset, task, count):
+    """The first `count` points of the method's grid for a data set and a task, in a fixed random order."""
+    kind = task.metrics_kind
+    places = [(dataset, task.name), (dataset, kind), (FAMILIES[dataset], kind)]
+    space = next(SPACE[place][method] for place in places if method in SPACE.get(place, {}))
     grid = [dict(zip(space, values)) for values in itertools.product(*space.values())]
     order = torch.randperm(len(grid), generator=generator("tuning", method))
     return [grid[i] for i in order[:count].tolist()]
@@ -133,7 +137,7 @@ def search(arguments):
             make_split(one.dataset, task, first)  # says now what is wrong with a task
         main.make_shared(one, config)
         for task in tasks:
-            drawn = {"Retrain": [{}]} | {m: points(m, name, task.metrics_kind, config.trials) for m in config.methods}
+            drawn = {"Retrain": [{}]} | {m: points(m, name, task, config.trials) for m in config.methods}
             trials = [(method, number) for method, tried in drawn.items() for number in range(len(tried))]
             run_trials(one, task, trials, [first], drawn, config)
             best = within_time(ranked(one, task, config)).groupby("method").head(FINALISTS)

@@ -11,6 +11,7 @@ from benchmarks import tune
 from config import UserError, hyperparameters
 from data import parse_task
 from metrics import gap
+from summary import PAPER_TASKS
 
 
 @pytest.fixture
@@ -79,19 +80,19 @@ def test_the_table_of_hyperparameters_has_the_best_of_the_committed_search(path)
     frame = pd.read_csv(path)
     dataset, task = path.stem.split("-")
     for method, found in frame[frame["time/Retrain"] <= 1].groupby("method"):
-        row = hyperparameters(method, dataset, parse_task(task).metrics_kind)
+        row = hyperparameters(method, dataset, parse_task(task).metrics_kind, task=task)
         assert {name: found.iloc[0][name] for name in row} == row
         assert len(frame[frame.method == method]) == 12
 
 
 @pytest.mark.parametrize("dataset", ["OptDigits", "Digit", "Fashion"])
-@pytest.mark.parametrize("kind", ["random", "class"])
-def test_points_are_distinct_settings_of_the_method(dataset, kind):
+@pytest.mark.parametrize("task", [parse_task(name) for name in PAPER_TASKS], ids=PAPER_TASKS)
+def test_points_are_distinct_settings_of_the_method(dataset, task):
     for method in tune.METHODS:
-        points = tune.points(method, dataset, kind, 12)
+        points = tune.points(method, dataset, task, 12)
         assert len(points) == 12 == len({tuple(point.values()) for point in points})
-        assert points[:3] == tune.points(method, dataset, kind, 3)
-        assert set(points[0]) <= set(hyperparameters(method, dataset, kind))
+        assert points[:3] == tune.points(method, dataset, task, 3)
+        assert set(points[0]) <= set(hyperparameters(method, dataset, task.metrics_kind))
 
 
 def test_a_bad_task_is_named_before_any_training(arguments, monkeypatch):
