@@ -17,7 +17,7 @@ import models
 from baselines import METHODS
 from config import Config, UserError, hyperparameters, parse_override, run_script, training_row
 from data import generator, load, parse_task, save_tensors
-from experiment import Cell, differences, load_or_set_aside, read_record
+from experiment import Cell, differences, load_or_set_aside, read_record, use_machine
 from metrics import METRICS
 from training import train
 
@@ -39,13 +39,18 @@ def test_default_run(run_main, tmp_path):
         assert list(record["metrics"]) == list(names)
         assert all(0 <= value <= 100 for value in record["metrics"].values())
         assert record["time_s"] > 0 and record.keys() >= {"dataset", "task", "method", "seed", "config", "versions"}
-        assert record["versions"].keys() == {"python", "torch", "device"}
+        assert record["versions"].keys() == {"python", "torch", "device", "subnormal numbers"}
     forgotten = found[Path("cells/OptDigits/class0/CaMU/seed0.json")]
     assert forgotten["metrics"]["A_f"] == 0 and forgotten["metrics"]["A_ts_r"] > 95  # A_f of f_o is 100
     assert re.search(r"pre-unlearning model, accuracy \d+\.\d\d %", done.stdout)
     for text in ("OptDigits, random10", "OptDigits, class0", "A_ts_f", "gap", "time_s", f"{tmp_path}/results/ (cells)"):
         assert text in done.stdout
     assert "it/s" not in done.stderr  # no bars where there is no terminal
+
+
+def test_cells_compute_with_vanishing_numbers_as_zero():
+    use_machine({"threads": 1, "device": "cpu"})
+    assert torch.tensor([1e-39]).mul(1).count_nonzero() == 0
 
 
 def test_finished_cells_are_reused_and_others_refused(small_config, capsys, monkeypatch):
