@@ -673,6 +673,10 @@ PICTURES = (
         "such a time are named as missing. A method timed under several conditions has a point for each.",
     ),
 )
+UNLIKE_MACHINES = (
+    "Sums are rounded otherwise on another processor, so that the pre-unlearning model, trained on each, has other "
+    "weights there."
+)
 README_MARKS = ("<!-- results: written by report.py -->", "<!-- end of the results -->")
 README_LEGEND = (
     "Mean ± population standard deviation over the seeds (their number in brackets), in percent; rows “paper”: the "
@@ -826,12 +830,16 @@ def other_section(dataset, task, cells, stats, results_dir):
 
 def made_with(cells):
     """What the cells were computed with."""
-    texts = sorted({", ".join(f"{name} {value}" for name, value in found.items()) for found in cells.versions if found})
-    lines = ["## Made with", "", *(f"- {text}" for text in texts or ["not recorded"])]
+    made = cells.versions.map(lambda found: ", ".join(f"{name} {value}" for name, value in found.items()))
+    lines = ["## Made with", "", *(f"- {text}" for text in sorted(set(made[made != ""])) or ["not recorded"])]
+    counts = cells.assign(made=made).groupby(["tree", "dataset", "task"])["made"].nunique()
+    several = ["/".join(names) for names in counts.index[counts > 1]]
+    if several:
+        lines += ["", f"**Made with more than one of these**: {', '.join(several)}. {UNLIKE_MACHINES}"]
     mixed = mixed_configurations(cells)
-    return "\n".join(
-        lines + (["", f"**Not one configuration over the seeds and methods**: {', '.join(mixed)}."] if mixed else [])
-    )
+    if mixed:
+        lines += ["", f"**Not one configuration over the seeds and methods**: {', '.join(mixed)}."]
+    return "\n".join(lines)
 
 
 def mixed_configurations(cells):

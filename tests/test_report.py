@@ -28,7 +28,7 @@ def write(folder, tree, dataset, task, method, seed, **content):
     path.parent.mkdir(parents=True, exist_ok=True)
     config = {"method": method, "seed": seed, "device": "cpu", "threads": 1, "batch_size": 32}
     names = {"dataset": dataset, "task": task, "method": method, "seed": seed}
-    path.write_text(json.dumps({**names, "config": config, "versions": {"torch": "2"}, **content}))
+    path.write_text(json.dumps({**names, "config": config, "versions": {"torch": "2"}} | content))
 
 
 def write_random(folder, dataset="Digit", tree="cells", methods=RANDOM):
@@ -314,6 +314,14 @@ def test_methods_on_unlike_pre_unlearning_models_are_named(folder):
         content = {"metrics": {"A_r": 1.0}, "config": {"pretrained": model, "seed": seed, "device": "cpu"}}
         write(folder, "cells", "Digit", "random10", "CaMU", seed, **content)
     assert report.mixed_configurations(summary.read_cells(folder)) == ["cells/Digit/random10"]
+
+
+def test_cells_of_one_table_from_unlike_machines_are_named(folder):
+    config = {"seed": 7, "device": "cpu"}
+    assert "Made with more than one" not in report.made_with(summary.read_cells(folder))
+    write(folder, "cells", "Digit", "random10", "CaMU", 7, metrics={"A_r": 1.0}, config=config, versions={"torch": "3"})
+    text = report.made_with(summary.read_cells(folder))
+    assert "- torch 2\n- torch 3\n" in text and "**Made with more than one of these**: cells/Digit/random10. " in text
 
 
 def test_readme_section(folder):
