@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -449,6 +450,11 @@ def _results(jobs, config, bar):
         except KeyboardInterrupt:  # joblib would wait for the cells in progress
             get_reusable_executor().shutdown(wait=False, kill_workers=True)
             raise
+        except BrokenProcessPool:
+            raise UserError(
+                f"one of the {config.jobs} processes was ended from outside, as happens when memory runs out; the same "
+                "command, with fewer --jobs, continues with what is not finished"
+            )
     else:
         for i, job in enumerate(jobs):
             bar.set_postfix_str(job.label)

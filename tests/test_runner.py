@@ -118,6 +118,18 @@ def test_any_number_of_jobs_gives_the_same_results(small_config, tmp_path):
     assert len(kept) == 1 + 5 and not any("partial" in name for name in kept)
 
 
+def end_itself(value):
+    if value == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return value
+
+
+def test_a_killed_worker_is_said_in_one_line(small_config):
+    jobs = [Job(str(i), end_itself, lambda i=i: {"value": i}, lambda _: None) for i in range(3)]
+    with pytest.raises(UserError, match=r"one of the 2 processes was ended .* with fewer --jobs"):
+        run_jobs(jobs, replace(small_config, jobs=2), "dying")
+
+
 @pytest.mark.slow
 def test_studies(small_config, tmp_path, capsys):
     config = replace(small_config, tasks=("class0",), methods=("Retrain", "SISA", "CaMU"), study="paper")
