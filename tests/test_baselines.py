@@ -216,7 +216,7 @@ def test_scrub_losses():
     chosen = SimpleNamespace(temperature=2.0, gamma=0.9, alpha=0.3)
     p, q = (torch.softmax(logits / 2, 1) for logits in (teacher, student))
     kl = 4 * (p * (p / q).log()).sum(1).mean()
-    assert scrub.max_loss(teacher, student, chosen).item() == pytest.approx(-kl.item(), rel=1e-5)
+    assert scrub.max_loss(teacher, student, y, chosen).item() == pytest.approx(-kl.item(), rel=1e-5)
     ce = F.cross_entropy(student, y)
     expected = 0.9 * ce + 0.3 * kl
     assert scrub.min_loss(teacher, student, y, chosen).item() == pytest.approx(expected.item(), rel=1e-5)
@@ -237,17 +237,18 @@ def test_scrub_steps_move_the_right_way(trained):
     assert F.cross_entropy(tuned(x_r)[0], y_r) < F.cross_entropy(rough(x_r)[0], y_r)
 
 
-def test_scrub_maximises_first_then_minimises(trained, monkeypatch):
+@pytest.mark.parametrize(("own", "steps"), [({}, 2), ({"forget_batch_size": 8}, 5)])
+def test_scrub_maximises_first_then_minimises(trained, monkeypatch, own, steps):
     f_o, split = trained
     order = []
     for name in ("max_loss", "min_loss"):
         original = getattr(scrub, name)
         monkeypatch.setattr(scrub, name, lambda *a, n=name, f=original: order.append(n) or f(*a))
     row = {"epochs": 3, "msteps": 2, "lr": 1e-4, "alpha": 0.5, "gamma": 1.0, "temperature": 4.0}
-    scrub.unlearn(f_o, split, settings(row, seed=0))
+    scrub.unlearn(f_o, split, settings(row | own, seed=0))
     epochs = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
     assert epochs == ["max_loss", "min_loss", "max_loss", "min_loss"]
-    assert (order.count("max_loss"), order.count("min_loss")) == (2 * 2, 3 * 12)  # 40 and 360 samples in batches of 32
+    assert (order.count("max_loss"), order.count("min_loss")) == (2 * steps, 3 * 12)  # of 40 and 360 samples
 
 
 @pytest.mark.parametrize("e, slices, expected", [(20, 4, [8, 8, 8, 8]), (10, 4, [4, 4, 4, 4]), (3, 2, [2, 2])])
