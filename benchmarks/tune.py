@@ -36,6 +36,7 @@ TS_CLASS = {"epochs": (1, 2, 3), "lr": (2e-4, 5e-4, 1e-3, 2e-3), "remain_fractio
 UNROLL_RANDOM = {"epochs": (1, 2), "lr": (0.001, 0.003, 0.01, 0.03, 0.05, 0.1)}
 SCRUB_MNIST = {"epochs": (3,), "msteps": (2,), "lr": (1e-5, 1.5e-5, 2e-5, 2.5e-5, 3e-5, 4e-5), "alpha": (0.1, 0.5)}
 SCRUB_CLASS = {"epochs": (3, 5), "msteps": (2,), "forget_batch_size": (512,)}
+NEGGRAD_CLASS = {"epochs": (2,), "lr": (0.003, 0.005, 0.01), "a": (0.95, 0.97, 0.98, 0.99)}
 SPACE = {  # by data set or family of data sets, and task or kind of task
     ("OptDigits", "random"): {
         "NegGrad": {"epochs": (1, 2, 4), "lr": (0.01, 0.03), "a": (0.8, 0.95)},
@@ -59,7 +60,7 @@ SPACE = {  # by data set or family of data sets, and task or kind of task
         "Unroll": UNROLL_RANDOM,
     },
     ("MNIST", "class"): {
-        "NegGrad": {"epochs": (2,), "lr": (0.003, 0.005, 0.01), "a": (0.95, 0.97, 0.98, 0.99)},
+        "NegGrad": NEGGRAD_CLASS,
         "Boundary": BOUNDARY_CLASS,
         "T-S": TS_CLASS,
         "SCRUB": SCRUB_MNIST,
@@ -80,9 +81,12 @@ SPACE = {  # by data set or family of data sets, and task or kind of task
         "Unroll": {"epochs": (1, 2), "lr": (0.001, 0.002, 0.003, 0.005, 0.007, 0.01)},
     },
     ("Digit", "class1"): {"SCRUB": SCRUB_CLASS | {"lr": (6e-4, 7e-4, 8e-4), "alpha": (0.1, 0.2)}},
-    ("Digit", "class2"): {"SCRUB": SCRUB_CLASS | {"lr": (6e-4, 7e-4, 8e-4), "alpha": (0.1, 0.2)}},
-    ("Fashion", "class1"): {"SCRUB": SCRUB_CLASS | {"lr": (7e-4, 8e-4, 9e-4), "alpha": (0.001, 0.1)}},
-    ("Fashion", "class2"): {"SCRUB": SCRUB_CLASS | {"lr": (7e-4, 8e-4, 9e-4), "alpha": (0.001, 0.1)}},
+    ("Digit", "class2"): {"SCRUB": SCRUB_CLASS | {"lr": (7e-4, 8e-4, 9e-4), "alpha": (0.05, 0.1)}},
+    ("Fashion", "class1"): {
+        "NegGrad": NEGGRAD_CLASS,
+        "SCRUB": SCRUB_CLASS | {"lr": (7e-4, 8e-4, 9e-4), "alpha": (0.001, 0.1)},
+    },
+    ("Fashion", "class2"): {"SCRUB": SCRUB_CLASS | {"lr": (7e-4, 8e-4, 9e-4), "alpha": (0.02, 0.05)}},
 }
 METHODS = tuple(SPACE["MNIST", "random"])
 FINALISTS = 3
