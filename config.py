@@ -92,6 +92,9 @@ ABLATION = {
     "Counterfactual": {"align_remain": False},
 }
 
+# What SCRUB's rows of single classes have in common.
+SCRUB_CLASS = {"msteps": 2, "gamma": 1.0, "temperature": 4.0, "forget_batch_size": 512}
+
 # HYPERPARAMETERS[method][family or data set, kind of task or task]; ANY stands for those without a row of their own,
 # None for the data set's value in TRAINING. The MNIST and CIFAR rows of CaMU are the published ones; its `repeats` is
 # how often D_f is repeated in the joint dataset. The baselines' OptDigits, MNIST (on Digit) and Fashion rows and those
@@ -106,6 +109,10 @@ HYPERPARAMETERS = {
         ("MNIST", "class"): {"epochs": 2, "lr": 0.003, "a": 0.95},
         ("Fashion", "random"): {"epochs": 2, "lr": 0.01, "a": 0.7},
         ("Fashion", "class"): {"epochs": 2, "lr": 0.01, "a": 0.998},
+        ("Digit", "class1"): {"epochs": 2, "lr": 0.01, "a": 0.97},
+        ("Digit", "class2"): {"epochs": 2, "lr": 0.01, "a": 0.98},
+        ("Fashion", "class1"): {"epochs": 2, "lr": 0.005, "a": 0.97},
+        ("Fashion", "class2"): {"epochs": 2, "lr": 0.003, "a": 0.995},
         ("CIFAR", "random"): {"epochs": 5, "lr": 0.01, "a": 0.99},
         ("CIFAR", "class"): {"epochs": 5, "lr": 0.01, "a": 0.95},
         (ANY, "random"): {"epochs": 1, "lr": 0.01, "a": 0.95},
@@ -119,6 +126,10 @@ HYPERPARAMETERS = {
         ("MNIST", "class"): {"epochs": 10, "lr": 1e-4},
         ("Fashion", "random"): {"epochs": 1, "lr": 3e-7},
         ("Fashion", "class"): {"epochs": 5, "lr": 3e-4},
+        ("Digit", "class1"): {"epochs": 10, "lr": 3e-4},
+        ("Digit", "class2"): {"epochs": 10, "lr": 3e-4},
+        ("Fashion", "class1"): {"epochs": 10, "lr": 1e-4},
+        ("Fashion", "class2"): {"epochs": 5, "lr": 3e-4},
         (ANY, "random"): {"epochs": 5, "lr": 1e-5},
         (ANY, "class"): {"epochs": 10, "lr": 1e-4},
         (ANY, "few"): {"epochs": 5, "lr": 1e-5},
@@ -130,6 +141,10 @@ HYPERPARAMETERS = {
         ("MNIST", "class"): {"epochs": 2, "lr": 1e-3, "remain_fraction": 0.3},
         ("Fashion", "random"): {"epochs": 3, "lr": 2e-4, "remain_fraction": 0.3},
         ("Fashion", "class"): {"epochs": 1, "lr": 2e-4, "remain_fraction": 0.3},
+        ("Digit", "class1"): {"epochs": 3, "lr": 2e-4, "remain_fraction": 0.3},
+        ("Digit", "class2"): {"epochs": 2, "lr": 0.001, "remain_fraction": 0.3},
+        ("Fashion", "class1"): {"epochs": 2, "lr": 5e-4, "remain_fraction": 0.3},
+        ("Fashion", "class2"): {"epochs": 2, "lr": 2e-4, "remain_fraction": 0.3},
         (ANY, ANY): {"epochs": 1, "lr": 1e-4, "remain_fraction": 0.3},
     },
     "SCRUB": {
@@ -146,6 +161,10 @@ HYPERPARAMETERS = {
         ("MNIST", "class"): {"epochs": 3, "msteps": 2, "lr": 2e-5, "alpha": 0.1, "gamma": 1.0, "temperature": 4.0},
         ("Fashion", "random"): {"epochs": 3, "msteps": 2, "lr": 2e-5, "alpha": 0.1, "gamma": 1.0, "temperature": 4.0},
         ("Fashion", "class"): {"epochs": 3, "msteps": 2, "lr": 1.4e-5, "alpha": 0.1, "gamma": 1.0, "temperature": 4.0},
+        ("Digit", "class1"): SCRUB_CLASS | {"epochs": 5, "lr": 8e-4, "alpha": 0.1},
+        ("Digit", "class2"): SCRUB_CLASS | {"epochs": 5, "lr": 9e-4, "alpha": 0.05},
+        ("Fashion", "class1"): SCRUB_CLASS | {"epochs": 5, "lr": 9e-4, "alpha": 0.1},
+        ("Fashion", "class2"): SCRUB_CLASS | {"epochs": 3, "lr": 9e-4, "alpha": 0.05},
         ("CIFAR", "random"): {"epochs": 3, "msteps": 2, "lr": 5e-4, "alpha": 0.001, "gamma": 0.99, "temperature": 4.0},
         ("CIFAR", "class"): {"epochs": 3, "msteps": 2, "lr": 5e-4, "alpha": 0.001, "gamma": 0.99, "temperature": 4.0},
         (ANY, ANY): {"epochs": 3, "msteps": 2, "lr": 1e-4, "alpha": 0.1, "gamma": 1.0, "temperature": 4.0},
@@ -158,6 +177,10 @@ HYPERPARAMETERS = {
         ("MNIST", "class"): {"epochs": 3, "lr": 0.1},
         ("Fashion", "random"): {"epochs": 2, "lr": 0.003},
         ("Fashion", "class"): {"epochs": 1, "lr": 0.007},
+        ("Digit", "class1"): {"epochs": 2, "lr": 0.1},
+        ("Digit", "class2"): {"epochs": 3, "lr": 0.1},
+        ("Fashion", "class1"): {"epochs": 2, "lr": 0.01},
+        ("Fashion", "class2"): {"epochs": 1, "lr": 0.01},
         (ANY, ANY): {"epochs": 1, "lr": 3e-3},
     },
     "CaMU": {

@@ -85,6 +85,7 @@ SPACE = {  # by data set or family of data sets, and task or kind of task
     ("Fashion", "class1"): {
         "NegGrad": NEGGRAD_CLASS,
         "SCRUB": SCRUB_CLASS | {"lr": (7e-4, 8e-4, 9e-4), "alpha": (0.001, 0.1)},
+        "Unroll": {"epochs": (2, 3), "lr": (0.007, 0.01, 0.015, 0.02, 0.03, 0.05)},
     },
     ("Fashion", "class2"): {"SCRUB": SCRUB_CLASS | {"lr": (7e-4, 8e-4, 9e-4), "alpha": (0.02, 0.05)}},
 }
