@@ -92,7 +92,7 @@ def test_points_are_distinct_settings_of_the_method(dataset, task):
         points = tune.points(method, dataset, task, 12)
         assert len(points) == 12 == len({tuple(point.values()) for point in points})
         assert points[:3] == tune.points(method, dataset, task, 3)
-        assert set(points[0]) <= set(hyperparameters(method, dataset, task.metrics_kind))
+        assert set(points[0]) <= set(hyperparameters(method, dataset, task.metrics_kind, task=task.name))
 
 
 def test_a_bad_task_is_named_before_any_training(arguments, monkeypatch):
