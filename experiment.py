@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
@@ -396,11 +397,10 @@ def differences(old, new):
 
 def check_writable(folder):
     """Raise a UserError unless files can be made in `folder`, which is made where it is missing."""
-    probe = Path(folder) / ".writable"
     try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(bytes(4096))
-        probe.unlink()
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, buffering=0) as probe:  # its own name: runs may start together
+            probe.write(bytes(4096))
     except OSError as error:
         raise UserError(f"{folder} cannot be written to: {error.strerror}")
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from conftest import ROOT
 import main
 from config import UserError
 from data import parse_task
-from experiment import Job, key, run_jobs
+from experiment import Job, check_writable, key, run_jobs
 
 QUICK = ("--pretrain-epochs", "1", "--retrain-epochs", "1", "--quiet")
 
@@ -42,6 +43,12 @@ def start(tmp_path, name, *arguments):
         cwd=tmp_path,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where pytest runs in the background
     )
+
+
+def test_runs_that_start_together_do_not_disturb_each_other(tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(check_writable, [tmp_path / "runs"] * 400))
+    assert not list((tmp_path / "runs").iterdir())
 
 
 @pytest.mark.slow
