@@ -49,7 +49,8 @@ SPACE = {  # by data set or family of data sets, and task or kind of task
         "NegGrad": {"epochs": (4, 6), "lr": (0.01, 0.02), "a": (0.8, 0.85, 0.9)},
         "Boundary": BOUNDARY_CLASS,
         "T-S": TS_CLASS,
-        "SCRUB": {"epochs": (4,), "msteps": (2, 3), "lr": (5e-4, 1e-3, 1.5e-3), "alpha": (0.1, 0.5)},
+        "SCRUB": SCRUB_CLASS
+        | {"epochs": (10,), "msteps": (8,), "lr": (1e-3, 1.4e-3, 1.8e-3), "alpha": (0.1, 0.2, 0.3, 0.5)},
         "Unroll": {"epochs": (1, 2, 4), "lr": (0.01, 0.03, 0.1, 0.15)},
     },
     ("MNIST", "random"): {
