@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -195,3 +196,14 @@ def test_ray_missing_is_said(small_config, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install -r requirements-ray\.txt"):
         main.main(replace(small_config, cluster="local"))
+
+
+@pytest.mark.skipif("avx2" not in Path("/proc/cpuinfo").read_text(), reason="the settings are for processors with AVX2")
+def test_the_readmes_settings_give_its_bits_on_this_processor_too():
+    readme = (ROOT / "README.md").read_text()
+    (given,) = re.findall(r"    export (ATEN_.*)\n    python -m benchmarks.bits", readme)
+    (expected,) = re.findall(r"benchmarks.bits .*fingerprint: (\w{16})\n", readme)
+    environment = os.environ | dict(pair.split("=") for pair in given.split())
+    command = [sys.executable, "-m", "benchmarks.bits"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.stdout == expected + "\n", done.stderr
