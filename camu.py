@@ -2,7 +2,20 @@
 
 For every tuple of the joint dataset the post-unlearning model f_u = g_u . h_u is brought, on the forget sample, to
 the representation that the pre-unlearning model f_o = g_o . h_o gives the counterfactual sample and to a wrong label
-y_c; on the remain sample it is held to f_o's representation and to the true label.
+y_c; on the remain sample it is held to f_o's representation and to the true label:
+
+    L_KL = 0.5 * sum KL(p(h_o(x_r)) || p(h_u(x_r))) + 0.5 * sum KL(p(h_o(x_c)) || p(h_u(x_f)))        (Eq. 3.13)
+    L_CE = 0.9 * mean CE(f_u(x_r), y_r) + 0.01 * mean CE(f_u(x_f), y_c)                               (Eq. 3.14)
+
+p(z) is the softmax over the representation's entries. A step is one Adam step on L_KL and then, with the updated
+weights, one on L_CE, each with an optimiser of its own.
+
+Where the authors' published code differs from the paper, the paper is followed. The code takes the losses' x_r from a
+shuffle of its own; here it is the tuple's. Its y_c is y_r unless that equals y_f; here it is drawn from all labels but
+y_f. The paper leaves open whether x_r and x_f go through f_u together. The code makes two passes, here it is one: that
+is faster, and it matters with batch normalisation only, which would normalise a batch of x_f (one class, or a few
+samples over and over) by statistics that no later input has. Data sets the paper does not have get several tuples a
+forget sample (`repeats`) where one would fill only a few batches.
 """
 
 import copy
@@ -10,67 +23,32 @@ import copy
 import torch
 import torch.nn.functional as F
 
-from data import counterfactuals, generator, joint_dataset
+from data import counterfactuals, generator, joint_batches, joint_dataset
 from training import adam, epoch_bar, take_step
 
-
-def representation_loss(log_p_r, z_r, log_p_c, z_f):
-    """L_KL (Eq. 3.13): 0.5 * sum KL(p(h_o(x_r)) || p(h_u(x_r))) + 0.5 * sum KL(p(h_o(x_c)) || p(h_u(x_f))).
-
-    Parameters
-    ----------
-    log_p_r, log_p_c : Tensor, (B, d), or None
-        f_o's log p of x_r and x_c; None leaves the term out (ablation).
-    z_r, z_f : Tensor, (B, d)
-        f_u's representations of x_r and x_f; p(z) is the softmax over the d entries.
-
-    Returns
-    -------
-    Tensor
-        A scalar, in nats: a sum over the batch and the entries.
-    """
-    pairs = [(log_p, z) for log_p, z in ((log_p_r, z_r), (log_p_c, z_f)) if log_p is not None]
-    kl = [F.kl_div(z.log_softmax(1), log_p, reduction="sum", log_target=True) for log_p, z in pairs]
-    return 0.5 * sum(kl)
+# The terms of the two losses, in the order of the equations. The ablation of tables 6 and 7 leaves some out.
+TERMS = ("KL_r", "KL_f", "CE_r", "CE_f")
+ABLATION = {
+    "Finetune": ("CE_r",),
+    "Remain-alignment": ("KL_r", "CE_r"),
+    "Counterfactual": ("KL_f", "CE_r", "CE_f"),
+}
 
 
-def output_loss(logits_r, y_r, logits_f, y_c, forget_term=True):
-    """L_CE (Eq. 3.14): 0.9 * mean CE(f_u(x_r), y_r) + 0.01 * mean CE(f_u(x_f), y_c).
-
-    Parameters
-    ----------
-    logits_r, logits_f : Tensor, (B, classes)
-    y_r, y_c : LongTensor, (B,)
-    forget_term : bool
-        False leaves the second term out (ablation).
+def unlearn(f_o, split, settings):
+    """Unlearn the forget set: all steps of `steps`, whose parameters it has.
 
     Returns
     -------
-    Tensor
-        A scalar, in nats.
+    nn.Module
+        The post-unlearning model f_u, in evaluation mode.
     """
-    loss = 0.9 * F.cross_entropy(logits_r, y_r)
-    return loss + 0.01 * F.cross_entropy(logits_f, y_c) if forget_term else loss
+    *_, (f_u, _, _) = steps(f_o, split, settings)
+    return f_u.eval()
 
 
-@torch.no_grad()
-def log_p(model, x):
-    """log p(h(x)), the log-softmax of the representation: (B, d)."""
-    return model(x)[1].log_softmax(1)
-
-
-def forward_both(model, x_r, x_f):
-    """f_u's (logits, representation) of x_r and of x_f, from one pass over both; x_f may be empty.
-
-    One pass is faster, and batch normalisation needs it: on its own, a batch of x_f (one class, or a few samples over
-    and over) would be normalised by statistics that no later input has.
-    """
-    logits, z = model(torch.cat([x_r, x_f]))
-    return logits[: len(x_r)], z[: len(x_r)], logits[len(x_r) :], z[len(x_r) :]
-
-
-def unlearn(f_o, split, settings, monitor=None):
-    """Unlearn the forget set with CaMU.
+def steps(f_o, split, settings):
+    """Algorithm 2, step by step.
 
     Parameters
     ----------
@@ -78,70 +56,69 @@ def unlearn(f_o, split, settings, monitor=None):
         The pre-unlearning model; forward gives (logits, representation). It is not changed.
     split : Split
     settings : namespace
-        `seed`, `batch_size`, `progress` and the hyperparameters `epochs`, `lr_ce`, `lr_kl` and `repeats` (of D_f in
-        the joint dataset). The ablations set `align_remain`, `align_forget` or `relabel_forget` to False, which
-        leaves out the KL on x_r, the KL on x_f to x_c, or the cross-entropy on (x_f, y_c).
-    monitor : callable, optional
-        Called as ``monitor(epoch, f_u, loss_kl, loss_ce)`` after every step, to watch an unlearning. `epoch` counts
-        from 1.
+        `seed`, `batch_size`, `progress`, the hyperparameters `epochs`, `lr_ce`, `lr_kl` and `repeats` (of D_f in the
+        joint dataset), and for an ablation the `terms` that it keeps.
 
-    Returns
-    -------
-    nn.Module
-        The post-unlearning model f_u, in evaluation mode.
-
-    Notes
-    -----
-    The order of a step is Algorithm 2's: one Adam step on L_KL, then one on L_CE with the updated weights. f_o's
-    representations are computed beforehand wherever its input stays the same over the epochs: x_c always, x_r where
-    nothing is augmented.
-
-    Where the authors' published code differs from the paper, the paper is followed: the code takes the losses' x_r
-    from a shuffle of its own, here it is the tuple's; its y_c is y_r unless that equals y_f, here it is drawn from all
-    labels but y_f. The paper leaves open whether x_r and x_f go through f_u together; the code's two passes are one
-    here, which changes nothing but with batch normalisation (see `forward_both`). Data sets the paper does not have
-    get several tuples a forget sample (`repeats`) where one would fill only a few batches.
+    Yields
+    ------
+    f_u, loss_kl, loss_ce : nn.Module, Tensor, Tensor
+        The model after the step, always the same object, and the step's two losses, scalars in nats.
     """
-    align_remain = getattr(settings, "align_remain", True)
-    align_forget = getattr(settings, "align_forget", True)
-    relabel_forget = getattr(settings, "relabel_forget", True)
-    images = split.train
+    terms = getattr(settings, "terms", TERMS)
     joint = joint_dataset(split, settings.repeats, settings.seed)
-    f_o = copy.deepcopy(f_o).eval().requires_grad_(False)
-    f_u = copy.deepcopy(f_o).train().requires_grad_(True)
-
-    log_p_r, log_p_c = [], []
-    for rows, _, x_c in counterfactuals(split, joint):
-        log_p_c.append(log_p(f_o, x_c))
-        if not images.augment:
-            log_p_r.append(log_p(f_o, images.batch(joint.remain[rows])))
-    log_p_c, log_p_r = torch.cat(log_p_c), torch.cat(log_p_r) if log_p_r else None
-
+    teacher = Teacher(f_o, split, joint)
+    f_u = copy.deepcopy(teacher.f_o).train().requires_grad_(True)
     kl_optimizer, ce_optimizer = adam(f_u, settings.lr_kl), adam(f_u, settings.lr_ce)
     rng = generator(settings.seed, "CaMU")
-    for epoch in epoch_bar("CaMU", settings):
-        order = torch.randperm(len(joint), generator=rng).to(images.device)
-        crops = images.draw_crops(len(joint), rng)  # x_r is augmented afresh every epoch
-        for rows in order.split(settings.batch_size):
-            x_r = images.batch(joint.remain[rows], None if crops is None else crops[rows])
-            x_f = x_r[:0]  # without a term on x_f it must not reach the batch statistics either
-            if align_forget or relabel_forget:
-                x_f = images.batch(joint.forget[rows], None if crops is None else joint.forget_crops[rows])
-            target_r = log_p(f_o, x_r) if log_p_r is None else log_p_r[rows]
-            target_c = log_p_c[rows]
-            y_r, y_c = images.labels[joint.remain[rows]], joint.y_c[rows]
+    for _ in epoch_bar("CaMU", settings):
+        for rows, x_r, y_r, x_f, y_c in joint_batches(split, joint, settings.batch_size, rng):
+            log_p_r, log_p_c = teacher.log_p(rows, x_r)
+            if "KL_f" not in terms and "CE_f" not in terms:
+                x_f = x_f[:0]  # what no term reads must not reach the batch statistics either
 
             loss_kl = torch.zeros(())
-            if align_remain or align_forget:
+            if "KL_r" in terms or "KL_f" in terms:
                 _, z_r, _, z_f = forward_both(f_u, x_r, x_f)
-                loss_kl = representation_loss(
-                    target_r if align_remain else None, z_r, target_c if align_forget else None, z_f
-                )
+                if "KL_r" in terms:  # Eq. 3.13, first term: x_r keeps its representation
+                    loss_kl = loss_kl + 0.5 * kl_divergence(log_p_r, z_r)
+                if "KL_f" in terms:  # Eq. 3.13, second term: x_f takes that of x_c
+                    loss_kl = loss_kl + 0.5 * kl_divergence(log_p_c, z_f)
                 take_step(kl_optimizer, loss_kl)
 
             logits_r, _, logits_f, _ = forward_both(f_u, x_r, x_f)
-            loss_ce = output_loss(logits_r, y_r, logits_f, y_c, relabel_forget)
+            loss_ce = 0.9 * F.cross_entropy(logits_r, y_r)  # Eq. 3.14, first term: x_r keeps its label
+            if "CE_f" in terms:  # Eq. 3.14, second term: x_f takes a wrong one
+                loss_ce = loss_ce + 0.01 * F.cross_entropy(logits_f, y_c)
             take_step(ce_optimizer, loss_ce)
-            if monitor is not None:
-                monitor(epoch, f_u, loss_kl.item(), loss_ce.item())
-    return f_u.eval()
+            yield f_u, loss_kl.detach(), loss_ce.detach()
+
+
+def kl_divergence(log_p, z):
+    """sum KL(p || softmax(z)) over the batch and the entries, in nats; `log_p` and `z` are (B, d)."""
+    return F.kl_div(z.log_softmax(1), log_p, reduction="sum", log_target=True)
+
+
+def forward_both(f_u, x_r, x_f):
+    """f_u's (logits, representation) of x_r and of x_f, from one pass over both; x_f may be empty."""
+    logits, z = f_u(torch.cat([x_r, x_f]))
+    return logits[: len(x_r)], z[: len(x_r)], logits[len(x_r) :], z[len(x_r) :]
+
+
+class Teacher:
+    """The frozen f_o. Its representations of x_c, and of x_r where nothing is augmented, are computed once."""
+
+    def __init__(self, f_o, split, joint):
+        self.f_o = copy.deepcopy(f_o).eval().requires_grad_(False)
+        known_r, known_c = [], []
+        for rows, _, x_c in counterfactuals(split, joint):
+            known_c.append(self.represent(x_c))
+            known_r += [] if split.train.augment else [self.represent(split.train.batch(joint.remain[rows]))]
+        self.known_r, self.known_c = torch.cat(known_r) if known_r else None, torch.cat(known_c)
+
+    def log_p(self, rows, x_r):
+        """log p(h_o(x_r)) and log p(h_o(x_c)) of the tuples `rows`, (B, d) each."""
+        return self.represent(x_r) if self.known_r is None else self.known_r[rows], self.known_c[rows]
+
+    def represent(self, x):
+        with torch.no_grad():
+            return self.f_o(x)[1].log_softmax(1)

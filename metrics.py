@@ -1,4 +1,4 @@
-"""What a post-unlearning model is judged by: accuracies, the membership inference attack, the gap to Retrain."""
+"""What a post-unlearning model is judged by: accuracies, the membership attack, the gap to Retrain, relearning."""
 
 import numpy as np
 import torch
@@ -6,22 +6,18 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 
 from data import draw_remain, generator
+from models import Ensemble, cpu_state
+from training import train
 
-# The effectiveness metrics of a kind of task, all in percent, in the order of the tables.
-METRICS = {
-    "random": ("A_r", "A_f", "A_ts", "MIA"),
-    "class": ("A_r", "A_f", "A_ts", "A_ts_r", "A_ts_f", "MIA"),
-}
+# The effectiveness metrics, all in percent, in the order of the tables. Only class removal has A_ts_r and A_ts_f.
+METRICS = ("A_r", "A_f", "A_ts", "A_ts_r", "A_ts_f", "MIA")
 ATTACK_SAMPLES = 4000  # of each kind, to train the attacker with
 ATTACKED_TEST_SAMPLES = 6000  # at most
 
 
 @torch.no_grad()
 def predict(model, images, crops=None):
-    """The model's softmax outputs for all of `images`, in order: (N, classes).
-
-    With `crops`, (N, 5), the images go through the training transform.
-    """
+    """The model's softmax outputs for all of `images`, in order: (N, classes). `crops` are (N, 5)."""
     model.eval()
     chunk = 1000 if images.side is None else 125
     index = torch.arange(len(images), device=images.device)
@@ -38,40 +34,32 @@ def accuracy(p, labels):
     return 100 * ((p.argmax(1) == labels) & ~p.isnan().any(1)).double().mean().item()
 
 
+def attack_accuracy(train_p, test_p, split, seed, threads):
+    """MIA, the accuracy of the membership inference attack, in percent (section 4.1.3).
+
+    The attacker trains on the first 4,000 x_r of the joint dataset and the first 4,000 test samples (with fewer than
+    10,000 test samples: 40 % of them, and as many x_r). It is asked about all of D_f and as many of the other test
+    samples, at most 6,000. `train_p` and `test_p` are the softmax outputs for the whole sets, (N, classes).
+    """
+    known = min(ATTACK_SAMPLES, int(0.4 * len(test_p)))
+    others = test_p[known:][: min(len(split.forget), ATTACKED_TEST_SAMPLES)]
+    remain_p = train_p[draw_remain(split, known, seed)]
+    return membership_attack(remain_p, test_p[:known], train_p[split.forget], others, threads)
+
+
 def membership_attack(remain_p, test_p, forget_p, other_test_p, threads=1):
-    """Accuracy of the membership inference attack, in percent (section 4.1.3; its settings are the authors' code's).
+    """Train the attacker and ask it; returns the percentage of correct answers.
 
     Gradient-boosted trees learn, from the sorted softmax outputs of the model under attack, to tell remaining samples
-    (members) from test samples; then they are asked about the forget set (as members) and other test samples.
+    (members, `remain_p`) from test samples (`test_p`). Then they are asked about the forget set (members, `forget_p`)
+    and other test samples (`other_test_p`). All four are (n, classes).
 
-    Parameters
-    ----------
-    remain_p, test_p : Tensor, (n, classes)
-        What the attacker is trained on, labelled 1 and 0.
-    forget_p, other_test_p : Tensor, (m, classes)
-        What is attacked, labelled 1 and 0.
-    threads : int
-        The trees' threads. More threads than cores, torch's included, slow them down many times.
-
-    Returns
-    -------
-    float
-
-    Notes
-    -----
     The paper's attacker is xgboost's (binary logistic, 100 trees of depth 6, learning rate 0.3). scikit-learn's
-    histogram trees with the same settings stand in for it, for xgboost's wheel brings a second NCCL beside torch's.
+    histogram trees with these settings stand in for it, for xgboost's wheel brings a second NCCL beside torch's.
+    `threads` are the trees' threads: more threads than cores, torch's included, slow them down many times.
     """
-    attacker = HistGradientBoostingClassifier(
-        max_iter=100,
-        learning_rate=0.3,
-        max_depth=6,
-        max_leaf_nodes=None,
-        min_samples_leaf=1,
-        l2_regularization=1,
-        early_stopping=False,
-        random_state=0,
-    )
+    trees = {"max_iter": 100, "learning_rate": 0.3, "max_depth": 6, "max_leaf_nodes": None, "min_samples_leaf": 1}
+    attacker = HistGradientBoostingClassifier(**trees, l2_regularization=1, early_stopping=False, random_state=0)
     x, y = _attack_features(remain_p, test_p)
     with threadpool_limits(threads):
         attacker.fit(x, y)
@@ -91,29 +79,11 @@ def evaluation_crops(dataset, seed):
 
 
 def evaluate(model, dataset, split, seed, threads=1):
-    """All metrics of one unlearned model.
+    """All metrics of one unlearned model: those of `METRICS`, in percent.
 
-    Parameters
-    ----------
-    model : nn.Module
-    dataset : Dataset
-    split : Split
-    seed : int
-        Of the cell: it draws the attack's x_r and, on CIFAR, the crops that training samples are evaluated with.
-    threads : int
-        For the attack.
-
-    Returns
-    -------
-    dict of str to float
-        The metrics of `METRICS`, in percent; on CIFAR, whose published protocol evaluates the training samples
-        through the training transform, also `A_r_clean` and `A_f_clean`.
-
-    Notes
-    -----
-    The attacker trains on the first 4,000 x_r of the joint dataset and the first 4,000 test samples (with fewer than
-    10,000 test samples: 40 % of them, and as many x_r). It is asked about all of D_f and as many of the other test
-    samples, at most 6,000.
+    On CIFAR, whose published protocol evaluates the training samples through the training transform, there are also
+    `A_r_clean` and `A_f_clean`. `seed` is the cell's: it draws the attack's x_r and, on CIFAR, the crops that training
+    samples are evaluated with. `threads` are for the attack.
     """
     train, test = dataset.train, dataset.test
     test_p, clean_p = predict(model, test), predict(model, train)
@@ -128,24 +98,38 @@ def evaluate(model, dataset, split, seed, threads=1):
         gone = torch.isin(test.labels, torch.tensor(split.forgotten_classes, device=test.device))
         found["A_ts_r"] = accuracy(test_p[~gone], test.labels[~gone])
         found["A_ts_f"] = accuracy(test_p[gone], test.labels[gone])
-    known = min(ATTACK_SAMPLES, int(0.4 * len(test)))
-    others = test_p[known:][: min(len(split.forget), ATTACKED_TEST_SAMPLES)]
-    remain_p = train_p[draw_remain(split, known, seed)]
-    found["MIA"] = membership_attack(remain_p, test_p[:known], train_p[split.forget], others, threads)
+    found["MIA"] = attack_accuracy(train_p, test_p, split, seed, threads)
     if dataset.published_protocol:
         found["A_r_clean"] = accuracy(clean_p[split.remain], train.labels[split.remain])
         found["A_f_clean"] = accuracy(clean_p[split.forget], train.labels[split.forget])
     return found
 
 
-def gap(ours, retrain, kind):
-    """Mean over the effectiveness metrics of a kind of task of |ours - Retrain's|, in percentage points.
+def gap(ours, retrain):
+    """Mean of |ours - Retrain's| over the effectiveness metrics that Retrain has, in percentage points.
 
-    Parameters
-    ----------
-    ours, retrain : mapping of metric to float
-        Means over the seeds.
-    kind : str
-        "random" or "class".
+    Both map metrics to means over the seeds.
     """
-    return float(np.mean([abs(ours[name] - retrain[name]) for name in METRICS[kind]]))
+    return float(np.mean([abs(ours[name] - retrain[name]) for name in METRICS if name in retrain]))
+
+
+def relearn(model, dataset, split, seed, *, epochs, lr, batch_size, shares=None, progress=False, label="relearning"):
+    """Fine-tune an unlearned model on all of D_r with Adam, and follow A_r and A_f (figures 4 and 5).
+
+    The model is changed. An `Ensemble`'s members each learn from their own of the `shares` of D_r, LongTensors of
+    positions. Returns `A_r` and `A_f`, lists of percent: before, and after each epoch.
+    """
+    learners = list(zip(model.members, shares)) if isinstance(model, Ensemble) else [(model, split.remain)]
+    states = [[cpu_state(learner)] for learner, _ in learners]  # an ensemble is looked at epoch by epoch
+    for i, (learner, index) in enumerate(learners):
+        options = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "rng": generator(seed, "relearning", i)}
+        options["after"] = lambda _, i=i: states[i].append(cpu_state(learners[i][0]))
+        train(learner, dataset.train, index, **options, progress=progress, label=label)
+    curves = {"A_r": [], "A_f": []}
+    for after_epoch in zip(*states):
+        for (learner, _), state in zip(learners, after_epoch):
+            learner.load_state_dict(state)
+        p = predict(model, dataset.train, evaluation_crops(dataset, seed))
+        for name, index in (("A_r", split.remain), ("A_f", split.forget)):
+            curves[name].append(accuracy(p[index], dataset.train.labels[index]))
+    return curves

@@ -6,11 +6,18 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from config import UserError
-from data import load_tensors
+from harness.store import UserError
 
 
-class CNN(nn.Module):
+class Classifier(nn.Module):
+    """g . h: `features` gives the representation, `head` reads the logits from it."""
+
+    def forward(self, x):
+        representation = self.features(x)
+        return self.head(representation), representation
+
+
+class CNN(Classifier):
     """Two convolutions and three linear layers (section A.2.4): (B, 1, 28, 28) -> logits (B, classes), (B, 256).
 
     The representation is the output of the first linear layer. Pooling comes before the ReLU: the two commute, and a
@@ -26,16 +33,9 @@ class CNN(nn.Module):
         )  # fmt: skip
         self.head = nn.Sequential(nn.Linear(256, 128), nn.Linear(128, classes))
 
-    def forward(self, x):
-        representation = self.features(x)
-        return self.head(representation), representation
 
-
-class ResNet18(nn.Module):
-    """torchvision's ResNet-18 without pre-trained weights: (B, 3, H, W) -> logits (B, classes), (B, 512).
-
-    The representation is its pooled feature.
-    """
+class ResNet18(Classifier):
+    """torchvision's, without pre-trained weights: (B, 3, H, W) -> logits (B, classes), the pooled feature (B, 512)."""
 
     def __init__(self, classes):
         super().__init__()
@@ -43,25 +43,12 @@ class ResNet18(nn.Module):
         self.features.fc = nn.Identity()
         self.head = nn.Linear(512, classes)
 
-    def forward(self, x):
-        representation = self.features(x)
-        return self.head(representation), representation
-
 
 class Represented(nn.Module):
     """Any classifier whose forward gives logits, made to give (logits, representation).
 
-    Parameters
-    ----------
-    model : nn.Module
-    layer : str
-        Name of the submodule, as in ``model.named_modules()``, whose output is the representation: what the
-        classifier's head reads. It is flattened to (B, d).
-
-    Raises
-    ------
-    UserError
-        The model has no such layer.
+    The representation is the output of the submodule named `layer`, as in ``model.named_modules()``, flattened to
+    (B, d): what the classifier's head reads. A UserError names the layers if there is no such one.
     """
 
     def __init__(self, model, layer):
@@ -85,20 +72,9 @@ MODELS = {"CNN": CNN, "ResNet-18": ResNet18}
 
 
 def build(name, classes, seed, device="cpu"):
-    """A model with fresh weights, drawn from `seed` alone.
+    """A model, "CNN" or "ResNet-18", with fresh weights drawn from `seed` alone.
 
-    Parameters
-    ----------
-    name : str
-        "CNN" or "ResNet-18".
-    classes : int
-    seed : int
-    device : str or torch.device
-
-    Returns
-    -------
-    nn.Module
-        In the channels-last layout, in which convolutions of 32 images run faster, on CPUs most of all.
+    It is in the channels-last layout, in which convolutions of 32 images run faster, on CPUs most of all.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -107,10 +83,7 @@ def build(name, classes, seed, device="cpu"):
 
 
 class Ensemble(nn.Module):
-    """SISA's model: the mean of its members' softmax outputs, given as logits by its logarithm.
-
-    The representation, which nothing reads, is the mean of the members'.
-    """
+    """SISA's model: its logits are the logarithm of the members' mean softmax. Nothing reads its representation."""
 
     def __init__(self, members):
         super().__init__()
@@ -123,21 +96,9 @@ class Ensemble(nn.Module):
 
 
 def restore(name, classes, state, device="cpu", members=0):
-    """A model with the weights of a state dict, in evaluation mode.
-
-    Parameters
-    ----------
-    name, classes, device
-        As for `build`.
-    state : dict
-        From `cpu_state`.
-    members : int
-        Above 0: an `Ensemble` of so many models.
-    """
-    if members:
-        model = Ensemble([build(name, classes, seed=0, device=device) for _ in range(members)])
-    else:
-        model = build(name, classes, seed=0, device=device)
+    """A model with the weights of a state dict, in evaluation mode; with `members`, an `Ensemble` of so many."""
+    parts = [build(name, classes, seed=0, device=device) for _ in range(members or 1)]
+    model = Ensemble(parts) if members else parts[0]
     model.load_state_dict(state)
     return model.eval()
 
@@ -145,9 +106,3 @@ def restore(name, classes, state, device="cpu", members=0):
 def cpu_state(model):
     """A copy of the model's state dict on the CPU."""
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-
-
-def load(path, device="cpu"):
-    """An unlearned model from the file that ``--save-models`` wrote, in evaluation mode."""
-    stored = load_tensors(path)
-    return restore(stored["model"], stored["classes"], stored["state"], device, stored["members"])

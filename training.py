@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import load_or_set_aside, load_tensors, save_tensors, shuffled_batches
+from data import shuffled_batches
+from harness.store import load_or_set_aside, load_tensors, save_tensors
 
 WEIGHT_DECAY = 1e-4
 EVALUATION_BATCH = 500  # images a frozen model is run on at a time
@@ -35,12 +36,6 @@ def frozen_outputs(model, images, index):
     return torch.cat([model(images.batch(chosen))[0] for chosen in index.split(EVALUATION_BATCH)])
 
 
-@torch.no_grad()
-def log_softmax(model, x):
-    """A frozen model's log-probabilities: (B, classes)."""
-    return model(x)[0].log_softmax(1)
-
-
 def train(model, images, index, *, epochs, lr, batch_size, rng, partial=None, progress=False, label="", after=None):
     """Minimise the cross-entropy with Adam, in place.
 
@@ -48,26 +43,18 @@ def train(model, images, index, *, epochs, lr, batch_size, rng, partial=None, pr
     ----------
     model : nn.Module
         Forward gives (logits, representation).
-    images : Images
-    index : LongTensor
-        The samples to train on, positions in `images`.
+    images, index : Images, LongTensor
+        The samples to train on are at the positions `index`.
     epochs, lr, batch_size : int, float, int
     rng : torch.Generator
         On the CPU; shuffles and augments.
     partial : Path, optional
-        Where a long training saves its state at the end of an epoch; a training that finds it continues from there,
-        bit for bit. Whoever named it removes it.
-    progress : bool
-        Show a bar (on a terminal).
-    label : str
-        Its text.
+        Where a long training saves its state, with the `seconds` it has taken. A training that finds it continues from
+        there, bit for bit. Whoever named it removes it.
+    progress, label : bool, str
+        Show a bar with this text (on a terminal).
     after : callable, optional
         Called as ``after(epoch)``, counting from 1, at the end of every epoch.
-
-    Notes
-    -----
-    What is saved includes `seconds`, the wall time of the training so far, so that a training that was interrupted can
-    be timed.
     """
     optimizer = adam(model, lr)
     first, seconds = 1, 0.0

@@ -5,10 +5,10 @@ section 3.2. Every x_f is attacked once with FGSM on the frozen f_o (one untarge
 gradient of the cross-entropy, in pixel space); the class f_o then sees is its new label, and the model is fine-tuned
 by SGD with momentum 0.9 on (x_f, new label). D_r is not read.
 
-Deviations from the published code: there the new label may be y_f itself where one step does not cross a boundary;
-the paper means the nearest *incorrect* class, so the highest-scoring class other than y_f is taken. The method was
-made for class removal; its use for random removal is the CaMU paper's. Learning rate and epochs come from the table
-in `config.py`; the batch is that of all methods here, 32.
+Deviations from the published code: there the new label may be y_f itself where one step does not cross a boundary; the
+paper means the nearest *incorrect* class, so the highest-scoring class other than y_f is taken. The method was made for
+class removal; its use for random removal is the CaMU paper's. The settings come from the table in `hyperparameters.py`;
+the batch is that of all methods here, 32.
 """
 
 import copy

@@ -11,16 +11,7 @@ from training import train
 def unlearn(f_o, split, settings):
     """Train on D_r from weights drawn from the seed; `f_o` is not read. See `baselines` for the parameters."""
     model = models.build(split.model, split.classes, derive_seed(settings.seed, "Retrain weights"), split.train.device)
-    train(
-        model,
-        split.train,
-        split.remain,
-        epochs=settings.epochs,
-        lr=settings.lr,
-        batch_size=settings.batch_size,
-        rng=generator(settings.seed, "Retrain"),
-        partial=settings.partial,
-        progress=settings.progress,
-        label="Retrain",
-    )
+    given = {"epochs": settings.epochs, "lr": settings.lr, "batch_size": settings.batch_size}
+    given |= {"partial": settings.partial, "progress": settings.progress, "label": "Retrain"}
+    train(model, split.train, split.remain, rng=generator(settings.seed, "Retrain"), **given)
     return model

@@ -6,16 +6,13 @@ KL(teacher || student); then comes a min-epoch over D_r, which descends gamma * 
 Both KLs are at temperature T with the factor T^2, means over the batch; one SGD optimiser with momentum 0.9 and weight
 decay 5e-4 serves both. SCRUB+R, the variant with rewinding, is not what the CaMU paper compares with.
 
-At f_o itself the KL has no slope, so the first max-epoch only acts through whatever makes the student differ from the
-teacher (batch normalisation in training mode; nothing in the CNN): there forgetting begins with the second. The ascent
-is unbounded: with D_f in batches of 32, no forgetting and divergence lie within a factor of two or three of the
-learning rate, at times within a tenth of it. The published runs draw D_f in batches of its own (512 beside D_r's 256,
-16 beside 32, 64 beside 32): with fewer ascending steps the learning rate can be higher before they diverge, and the
-min-epochs mend more.
+At f_o itself the KL has no slope, so without batch normalisation the forgetting begins with the second max-epoch. The
+ascent is unbounded: with D_f in batches of 32, no forgetting and divergence lie within a factor of two or three of the
+learning rate. The published runs draw D_f in larger batches of its own. The fewer ascending steps allow a higher
+learning rate, and the min-epochs mend more.
 
-Deviations from the published code: batches of D_r have this repository's batch size, 32, and so have those of D_f where
-the table's row has no `forget_batch_size`; the learning rate is constant; learning rate, epochs, msteps, alpha and
-gamma come from the table in `config.py`.
+Deviations from the published code: batches have this repository's size, 32, but for D_f where the row has a
+`forget_batch_size`; the learning rate is constant; the settings come from the table in `hyperparameters.py`.
 """
 
 import copy

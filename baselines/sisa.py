@@ -7,11 +7,10 @@ int(r a) - int((r - 1) a) with a = 2 e / (R + 1), so that all stages together pa
 epochs. On a request (`unlearn`) every shard that holds forget samples goes back to the checkpoint before the first
 stage that read one and trains on without them. A random 10 % touches every slice of every shard: then all is retrained.
 
-Deviations from the published code: the prediction is the mean of the shards' softmax outputs (the default there is a
-majority vote of one-hot predictions; the paper discusses both, and the mean leaves the membership attack something to
-read; the CaMU paper's MIA values of SISA are those of an attack that always answers "non-member", the mark of one-hot
-outputs). Shards are drawn at random instead of cut from an order shuffled beforehand. Training is this
-repository's: Adam, the data set's learning rate and Retrain's epochs.
+Deviations from the published code: the prediction is the mean of the shards' softmax outputs. The default there is a
+majority vote; the paper discusses both, and the mean leaves the membership attack something to read. (The CaMU paper's
+MIA values of SISA are those of an attack that always answers "non-member", the mark of one-hot outputs.) Shards are
+drawn at random. Training is this repository's: Adam, the data set's learning rate and Retrain's epochs.
 """
 
 import torch
@@ -34,23 +33,10 @@ def shard_slices(count, shards, slices):
 
 
 def prepare_shard(shard, images, model, classes, settings):
-    """Train one shard before any request.
+    """Train shard number `shard` on `images`, the whole training set, before any request.
 
-    Parameters
-    ----------
-    shard : int
-        Which, from 0.
-    images : Images
-        The whole training set.
-    model : str
-    classes : int
-    settings : namespace
-        `shards`, `slices`, `epochs`, `lr` and the general ones.
-
-    Returns
-    -------
-    list of dict
-        R + 1 state dicts: before each stage (the first holds fresh weights), and the last one's result.
+    Returns R + 1 state dicts: before each stage (the first holds fresh weights), and the last one's result.
+    `settings` has `shards`, `slices`, `epochs`, `lr` and the general ones.
     """
     parts = shard_slices(len(images), settings.shards, settings.slices)[shard]
     fresh = models.build(model, classes, derive_seed(settings.seed, "SISA weights", shard), images.device)
@@ -61,27 +47,20 @@ def train_stages(model, shard, parts, first, images, settings):
     """Train `model` through the stages from `first` on; return the states before each and at the end."""
     states = [models.cpu_state(model)]
     for stage in range(first, settings.slices):
-        train(
-            model,
-            images,
-            torch.cat(parts[: stage + 1]).to(images.device),
-            epochs=stage_epochs(settings.epochs, settings.slices)[stage],
-            lr=settings.lr,
-            batch_size=settings.batch_size,
-            rng=generator(settings.seed, "SISA", shard, stage),
-            partial=settings.partial and settings.partial.with_suffix(f".{shard}-{stage}.pt"),
-            progress=settings.progress,
-            label=f"SISA: shard {shard + 1}/{settings.shards}, stage {stage + 1}/{settings.slices}",
-        )
+        index = torch.cat(parts[: stage + 1]).to(images.device)
+        given = {"lr": settings.lr, "batch_size": settings.batch_size, "progress": settings.progress}
+        given["epochs"] = stage_epochs(settings.epochs, settings.slices)[stage]
+        given["partial"] = settings.partial and settings.partial.with_suffix(f".{shard}-{stage}.pt")
+        given["label"] = f"SISA: shard {shard + 1}/{settings.shards}, stage {stage + 1}/{settings.slices}"
+        train(model, images, index, rng=generator(settings.seed, "SISA", shard, stage), **given)
         states.append(models.cpu_state(model))
     return states
 
 
 def unlearn(f_o, split, settings):
-    """Return the ensemble (`models.Ensemble`) that has not seen D_f; `f_o` is not read.
+    """Return the ensemble (`models.Ensemble`) that has not seen D_f; `f_o` is not read. See `baselines`.
 
-    Hyperparameters: `shards`, `slices`, `epochs`, `lr`; `settings.prepared` is the list of what `prepare_shard`
-    returned for every shard. See `baselines` for the parameters.
+    Hyperparameters: `shards`, `slices`, `epochs`, `lr`. `settings.prepared` is what `prepare_shard` returned by shard.
     """
     images = split.train
     forget = split.forget.cpu()

@@ -6,9 +6,8 @@ drawn once and shuffled together. The target of a forget sample is the softmax o
 (the incompetent teacher), that of a remaining sample f_o's (the competent teacher); temperature 1, no labels, Adam.
 
 Deviations from the published code: the KL is the batch mean, where the published reduction also divides by the number
-of classes; the learning rate absorbs the factor. Batches hold 32 samples instead of 256. The CaMU paper describes two
-retrained teachers; the published method retrains none and is followed. Learning rate and epochs come from the table
-in `config.py`.
+of classes. Batches hold 32 samples instead of 256. The CaMU paper describes two retrained teachers; the published
+method retrains none and is followed. The settings come from the table in `hyperparameters.py`.
 """
 
 import copy
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 
 import models
 from data import derive_seed, generator, shuffled_batches
-from training import epoch_bar, frozen_outputs, log_softmax, take_step
+from training import epoch_bar, frozen_outputs, take_step
 
 
 def unlearn(f_o, split, settings):
@@ -44,7 +43,8 @@ def unlearn(f_o, split, settings):
         for rows, x, _ in shuffled_batches(images, index, settings.batch_size, rng):
             if targets is None:
                 forgotten = (rows < len(split.forget))[:, None]
-                target = torch.where(forgotten, log_softmax(incompetent, x), log_softmax(competent, x))
+                with torch.no_grad():
+                    target = torch.where(forgotten, incompetent(x)[0], competent(x)[0]).log_softmax(1)
             else:
                 target = targets[rows]
             student = f_u(x)[0].log_softmax(1)

@@ -5,11 +5,11 @@ gradient unlearning). Preparation: from f_o, incremental training by plain SGD, 
 the batches of D_f first and of D_r then; the gradients of the batches of D_f are summed. Unlearning: w = w_trained +
 lr * that sum. Buffers of batch normalisation stay those of the trained model.
 
-The preparation depends on D_f, so it cannot come before the request and counts as unlearning time, as in the CaMU
-paper. f_o has learned D_f before, so the accuracy on it hardly falls; the CaMU paper reports the same.
+The preparation depends on D_f, so it counts as unlearning time, as in the CaMU paper. f_o has learned D_f before, so
+the accuracy on it hardly falls; the CaMU paper reports the same.
 
-Deviations from the published code: batches hold 32 samples; learning rate and epochs come from the table in
-`config.py`; with several epochs, D_f comes first in each.
+Deviations from the published code: batches hold 32 samples; with several epochs, D_f comes first in each; the settings
+come from the table in `hyperparameters.py`.
 """
 
 import copy

@@ -3,9 +3,9 @@
     export ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=COMPATIBLE
     python -m benchmarks.bits
 
-prints the first 16 digits of the SHA-256 of all its weights. With these settings, which give all x86-64 processors with
-AVX2 the same kernels of torch, oneDNN and MKL, they have to be those that the README names. Without, they differ from
-one kind of processor to the next.
+prints the first 16 digits of the SHA-256 of all its weights. These settings give all x86-64 processors with AVX2 the
+same kernels of torch, oneDNN and MKL, so the digits agree between machines. Without them they differ from one kind of
+processor to the next.
 """
 
 import hashlib
@@ -14,15 +14,16 @@ import torch
 
 import data
 import models
-from config import TRAINING
-from experiment import use_machine
+from harness.cells import use_machine
+from harness.datasets import load
+from hyperparameters import TRAINING
 from training import train
 
 
 def fingerprint():
     """16 hexadecimal digits."""
     use_machine({"threads": 1, "device": "cpu"})
-    images = data.load("OptDigits", "data").train
+    images = load("OptDigits", "data").train
     model = models.build("CNN", 10, seed=0)
     everything = torch.arange(len(images))
     lr = TRAINING["OptDigits"]["lr"]

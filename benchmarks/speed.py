@@ -22,7 +22,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -32,9 +31,12 @@ from torchvision.transforms import ToTensor
 
 import camu
 import models
-from config import UserError, hyperparameters, run_script, settings, training_row
 from data import Dataset as OurDataset
-from data import Images, Split, generator, load, make_split, parse_task
+from data import Images, Split, generator, make_split
+from harness.datasets import load
+from harness.store import UserError, run_script
+from harness.tasks import parse_task
+from hyperparameters import hyperparameters_of, settings, training_row
 from training import train
 
 
@@ -178,7 +180,7 @@ def cases(dataset, reference):
         train(fresh, images, everything, epochs=1, lr=1e-3, batch_size=32, rng=generator("speed"))
 
     split: Split = make_split(dataset, parse_task("random10"), seed=0)
-    row = hyperparameters("CaMU", "Digit", split.kind, training_row("Digit", "CNN"))
+    row = hyperparameters_of("CaMU", "Digit", split.kind, training_row("Digit", "CNN"))
     # both sides start from a model in the layout that its side is trained in
     teacher = TextbookCNN()
     f_o = models.build("CNN", 10, seed=0)
@@ -225,4 +227,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    run_script(main, tyro.cli(Arguments, description=__doc__))
+    run_script(main, Arguments, __doc__)

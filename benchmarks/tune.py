@@ -1,4 +1,4 @@
-"""The search that the baselines' rows in `config.HYPERPARAMETERS` come from.
+"""The search that the baselines' rows in `hyperparameters.HYPERPARAMETERS` come from.
 
     python -m benchmarks.tune --dataset Digit Fashion --tasks random10 class0 --data-root data
 
@@ -16,18 +16,23 @@ on shards and keeps the data set's own training; CaMU keeps its published settin
 
 import itertools
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
-import tyro
 
-import main
-from config import FAMILIES, Config, UserError, run_script
-from data import generator, make_split, parse_tasks, save_atomically
-from experiment import cell_spec, finished, run_jobs
+from config import Config
+from data import generator, make_split
+from harness.cells import Cell, provenance, run_cell
+from harness.datasets import load
+from harness.plan import Plan, check
+from harness.runner import run_all
+from harness.store import UserError, run_script, save_atomically
+from harness.tasks import parse_tasks
+from hyperparameters import FAMILIES
 from metrics import METRICS
-from summary import distances
+from reporting.summary import distances
 
 BOUNDARY_MNIST = {"epochs": (1, 2, 5), "lr": (3e-7, 1e-6, 3e-6, 1e-5)}
 BOUNDARY_CLASS = {"epochs": (1, 2, 5, 10), "lr": (3e-5, 1e-4, 3e-4)}
@@ -108,7 +113,7 @@ class Arguments(Config):
 
 def points(method, dataset, task, count):
     """The first `count` points of the method's grid for a data set and a task, in a fixed random order."""
-    kind = task.metrics_kind
+    kind = "class" if task.classes else "random"
     places = [(dataset, task.name), (dataset, kind), (FAMILIES[dataset], kind)]
     space = next(SPACE[place][method] for place in places if method in SPACE.get(place, {}))
     grid = [dict(zip(space, values)) for values in itertools.product(*space.values())]
@@ -117,7 +122,7 @@ def points(method, dataset, task, count):
 
 
 @dataclass(frozen=True)
-class Trial(main.Cell):
+class Trial(Cell):
     """A cell with hyperparameters of its own."""
 
     number: int = 0
@@ -137,42 +142,41 @@ def search(arguments):
     if unknown:
         known = [name for name, family in FAMILIES.items() if (family, "class") in SPACE]
         raise UserError(f"--dataset {unknown[0]}: no search for this; choose from {', '.join(known)}")
-    config = replace(main.check(arguments), save_models=False)
+    config = replace(check(arguments), save_models=False)
     tasks = parse_tasks(config.tasks)
     first, *others = config.seeds
     for name in config.dataset:
-        one = main.plan(name, [], config)
+        plan = Plan(load(name, config.data_root, progress=not config.quiet), [], config)
+        plan.provenance = provenance(config, "-m benchmarks.tune")
         for task in tasks:
-            make_split(one.dataset, task, first)  # says now what is wrong with a task
-        main.make_shared(one, config)
+            make_split(plan.dataset, task, first)  # says now what is wrong with a task
         for task in tasks:
             drawn = {"Retrain": [{}]} | {m: points(m, name, task, config.trials) for m in config.methods}
             trials = [(method, number) for method, tried in drawn.items() for number in range(len(tried))]
-            run_trials(one, task, trials, [first], drawn, config)
-            best = within_time(ranked(one, task, config)).groupby("method").head(FINALISTS)
+            run_trials(plan, task, trials, [first], drawn)
+            best = within_time(ranked(plan, task)).groupby("method").head(FINALISTS)
             finalists = [("Retrain", 0), *zip(best.method, best.trial)]
-            run_trials(one, task, finalists, others, drawn, config)
-            summarise(one, task, config)
+            run_trials(plan, task, finalists, others, drawn)
+            summarise(plan, task)
 
 
-def run_trials(one, task, trials, seeds, drawn, config):
-    """Put trials, each a (method, number of its point), and the finished ones' records into the plan; run the rest."""
+def run_trials(plan, task, trials, seeds, drawn):
+    """Put trials, each a (method, number of its point), into the plan, and run those that are not finished."""
     for seed in seeds:
-        split = make_split(one.dataset, task, seed)
+        split = make_split(plan.dataset, task, seed)
         for method, number in trials:
-            trial = Trial(one.dataset.name, task, method, seed, number=number)
-            spec = cell_spec(trial, one.dataset, split, one.spec, config)
-            one.specs[trial] = spec | {"hyperparameters": spec["hyperparameters"] | drawn[method][number]}
-            record = finished(trial.path(config), one.specs[trial], config.overwrite)
-            if record is not None:
-                one.records[trial] = record
-    jobs = [main.unlearning_job(trial, one, config) for trial in one.specs if trial not in one.records]
-    run_jobs(jobs, config, f"{one.dataset.name} {task.name}: tuning")
+            trial = Trial(plan.dataset.name, task, method, seed, number=number)
+            plan.add(trial, split, **drawn[method][number])
+    plan.refuse_unlike()
+    plan.prepare()
+    calls = {trial: partial(plan.unlearning, trial) for trial in plan.todo("cells")}
+    for trial, result in run_all(run_cell, calls, plan.config, f"{plan.dataset.name} {task.name}: tuning"):
+        plan.keep(trial, result)
 
 
-def ranked(one, task, config):
+def ranked(plan, task):
     """The trials of a task, those with the most seeds first, then by `gap`: one row each, means over the seeds."""
-    records = {trial: record for trial, record in one.records.items() if trial.task == task}
+    records = {trial: record for trial, record in plan.records.items() if trial.task == task}
     names = list(dict.fromkeys(name for r in records.values() for name in r["config"]["hyperparameters"]))
     cells = pd.DataFrame(
         {"method": t.method, "trial": t.number, "seed": t.seed, **r["config"]["hyperparameters"], **r["metrics"]}
@@ -182,10 +186,10 @@ def ranked(one, task, config):
     retrain = cells[cells.method == "Retrain"]
     cells["time/Retrain"] = cells.time_s / cells.seed.map(retrain.set_index("seed").time_s)
     cells["seeds"] = 1
-    measured = dict.fromkeys([*METRICS[task.metrics_kind], "time_s", "time/Retrain"], "mean")
+    measured = dict.fromkeys([*(name for name in METRICS if name in cells), "time_s", "time/Retrain"], "mean")
     trials = cells[cells.method != "Retrain"].groupby(["method", "trial"])
     frame = trials.agg({"seeds": "sum"} | dict.fromkeys(names, "first") | measured)
-    frame["gap"] = [distances(rows, retrain, task.metrics_kind)[0] for _, rows in trials]
+    frame["gap"] = [distances(rows.set_index("seed"), retrain.set_index("seed"))["gap"].mean for _, rows in trials]
     frame = frame.dropna(axis="columns", how="all").round(dict.fromkeys([*measured, "gap"], 4))
     return frame.reset_index().sort_values(["method", "seeds", "gap"], ascending=[True, False, True])
 
@@ -195,15 +199,15 @@ def within_time(frame):
     return frame[frame["time/Retrain"] <= 1]
 
 
-def summarise(one, task, config):
+def summarise(plan, task):
     """Write the table of a task's trials, and print the best of each method."""
-    frame = ranked(one, task, config)
-    path = Path(config.results_dir) / "tuning" / f"{one.dataset.name}-{task.name}.csv"
+    frame = ranked(plan, task)
+    path = Path(plan.config.results_dir) / "tuning" / f"{plan.dataset.name}-{task.name}.csv"
     save_atomically(path, frame.to_csv(index=False).encode())
     best = within_time(frame).groupby("method").first()
-    print(f"\n{one.dataset.name}, {task.name}: best of {config.trials} trials ({path})")
+    print(f"\n{plan.dataset.name}, {task.name}: best of {plan.config.trials} trials ({path})")
     print(best.drop(columns=["trial", "time_s"]).to_string())
 
 
 if __name__ == "__main__":
-    run_script(search, tyro.cli(Arguments, description=__doc__))
+    run_script(search, Arguments, __doc__)

@@ -1,20 +1,26 @@
+"""What several test modules share: runs of a few seconds, and builders of small data."""
+
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import models
 from config import Config
-from data import Images, Split
+from data import Dataset, Images, Split
 
 ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def real_data():
     root = os.environ.get("CAMU_DATA_ROOT")
     if not root:
@@ -65,6 +71,43 @@ def make_toy_split(count=400, classes=4, forgotten_class=None, seed=0):
     return Split(images, forgotten.nonzero().squeeze(1), (~forgotten).nonzero().squeeze(1), classes, "CNN", gone)
 
 
+def colour_images(count=160, side=16, classes=4, seed=0):
+    """uint8 images (count, 3, side, side) and labels: noise with a bright band that tells the class."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    pixels = torch.randint(0, 100, (count, 3, side, side), generator=rng, dtype=torch.uint8)
+    for k in range(classes):
+        pixels[labels == k, :, side * k // classes : side * (k + 1) // classes] += 120
+    return pixels, labels
+
+
+def make_toy_dataset():
+    """Images as of `make_toy_split`: 400 to train on and 100 to test with."""
+    return Dataset("Toy", "CNN", make_toy_split().train, make_toy_split(100, seed=1).train, tuple("abcd"))
+
+
+@pytest.fixture
+def toy_config(small_config, monkeypatch):
+    """`small_config` on the toy data set: a cell takes a fraction of a second."""
+    monkeypatch.setattr("main.load", lambda *_, **__: make_toy_dataset())
+    quick = ("CaMU.repeats=1", "SISA.shards=2", "SISA.slices=2")
+    return replace(small_config, dataset=("Toy",), tasks=("class0",), override=quick)
+
+
+class SmallNet(torch.nn.Module):
+    """A model with batch normalisation for inputs of `features` numbers: (B, ...) -> logits (B, classes), (B, 6)."""
+
+    def __init__(self, features, classes=4):
+        super().__init__()
+        linear = torch.nn.Linear(features, 6, bias=False)
+        self.features = torch.nn.Sequential(torch.nn.Flatten(), linear, torch.nn.BatchNorm1d(6))
+        self.head = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(6, classes))
+
+    def forward(self, x):
+        representation = self.features(x)
+        return self.head(representation), representation
+
+
 @pytest.fixture
 def toy_model():
     return models.build("CNN", 4, seed=1).eval()
@@ -73,3 +116,52 @@ def toy_model():
 def same_weights(a, b):
     a, b = a.state_dict(), b.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def write_tree(root, name="Own", mode="RGB", sizes=((20, 30), (64, 48)), classes=("cat", "dog", "eel"), per_class=4):
+    """An image folder root/name/{train,test}/<class>/<i>.png of noise, brighter by the class; returns root."""
+    rng = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for k, label in enumerate(classes):
+            folder = root / name / part / label
+            folder.mkdir(parents=True)
+            for i in range(per_class):
+                width, height = sizes[i % len(sizes)]
+                shape = (height, width, 3) if mode == "RGB" else (height, width)
+                pixels = rng.integers(0, 80, shape, dtype=np.uint8) + np.uint8(50 * k)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+QUIET = {"device": "a processor", "threads": 1, "jobs": 1}  # conditions under which times were taken
+
+
+def write_cell(folder, tree, dataset, task, method, seed, **content):
+    """A cell's file, made by hand: `content` has its metrics, time_s, conditions ... beside the names."""
+    path = folder / tree / dataset / task / method / f"seed{seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config = {"method": method, "seed": seed, "device": "cpu", "threads": 1, "batch_size": 32}
+    names = {"dataset": dataset, "task": task, "method": method, "seed": seed}
+    path.write_text(json.dumps({**names, "config": config, "versions": {"torch": "2"}} | content))
+
+
+# Metrics of (seed 0, seed 1): Retrain's are 99, 98, 97 and 50 on average.
+RANDOM = {
+    "Retrain": {"A_r": (98, 100), "A_f": (98, 98), "A_ts": (97, 97), "MIA": (49, 51)},
+    "NegGrad": {"A_r": (97, 97), "A_f": (95, 95), "A_ts": (97.5, 97.5), "MIA": (53, 53)},
+    "SCRUB": {"A_r": (99.5, 99.5), "A_f": (99, 99), "A_ts": (96, 96), "MIA": (52, 52)},
+    "CaMU": {"A_r": (98, 99), "A_f": (96, 98), "A_ts": (96.5, 96.5), "MIA": (50, 50)},
+}
+
+
+def write_random(folder, dataset="Digit", tree="cells", methods=RANDOM, task="random10"):
+    """Two seeds of each method, made by hand."""
+    for method, values in methods.items():
+        for seed in (0, 1):
+            metrics = {name: pair[seed] for name, pair in values.items()}
+            write_cell(folder, tree, dataset, task, method, seed, metrics=metrics, time_s=1.0, conditions=QUIET)
+
+
+def records(folder):
+    """Path relative to `folder` -> the record, of all cells below it."""
+    return {path.relative_to(folder): json.loads(path.read_text()) for path in sorted(folder.rglob("seed*.json"))}

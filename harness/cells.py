@@ -1,0 +1,256 @@
+"""Cells: what determines the numbers of one, and how they are computed."""
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import models
+from baselines import METHODS
+from camu import ABLATION, TERMS
+from data import derive_seed, generator, make_split
+from harness.store import UserError, load_or_set_aside, load_tensors
+from harness.tasks import Task
+from hyperparameters import hyperparameters_of, settings, training_row
+from metrics import accuracy, evaluate, predict, relearn
+from training import train
+
+PRETRAINING_SEED = 0  # one pre-unlearning model (and one set of SISA shards) per data set, for every task and seed
+RELEARN_EPOCHS = 10
+# How a cell's hyperparameters say that a term of CaMU's losses is left out.
+SWITCHES = {"KL_r": "align_remain", "KL_f": "align_forget", "CE_f": "relabel_forget"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One result: a data set, a task, a method and a seed, in a tree of `config.TREES`."""
+
+    dataset: str
+    task: Task
+    method: str
+    seed: int
+    tree: str = "cells"
+
+    def __str__(self):
+        return f"{self.task.name} {self.method} seed {self.seed}"
+
+    def path(self, config):
+        return Path(config.results_dir, self.tree, self.dataset, self.task.name, self.method, f"seed{self.seed}.json")
+
+    def model_path(self, config):
+        folder = Path(config.checkpoints_dir, "unlearned", self.dataset, self.task.name, self.method)
+        return folder / f"seed{self.seed}.pt"
+
+
+def resolve_device(config):
+    """--device as "cpu" or "cuda", a UserError where it is not there; on a cluster the workers' devices count."""
+    available = config.gpus_per_cell > 0 if config.cluster else torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        if config.cluster:
+            raise UserError("--device cuda with --cluster needs --gpus-per-cell above 0")
+        raise UserError("--device cuda: torch finds no CUDA device here; use --device auto or cpu")
+    return "cuda" if config.device != "cpu" and available else "cpu"
+
+
+def machine_spec(config):
+    device = resolve_device(config)
+    precision = "float32" if device == "cpu" else "float32 with TF32 convolutions"
+    return {"device": device, "threads": config.threads, "precision": precision, "batch_size": config.batch_size}
+
+
+def pretrained_spec(dataset, fingerprint, config):
+    """All that determines the pre-unlearning model."""
+    row = training_row(dataset.name, dataset.model, config.pretrain_epochs, config.retrain_epochs)
+    spec = {"data": fingerprint, "model": dataset.model, "epochs": row["pretrain_epochs"], "lr": row["lr"]}
+    return spec | machine_spec(config)
+
+
+def cell_spec(cell, dataset, split, pretrained, config):
+    """All that determines a cell's numbers: two cells with the same specification are the same cell.
+
+    `split` is the cell's, `pretrained` is from `pretrained_spec`.
+    """
+    training = training_row(dataset.name, dataset.model, config.pretrain_epochs, config.retrain_epochs)
+    method, terms = ("CaMU", ABLATION[cell.method]) if cell.tree == "ablation" else (cell.method, TERMS)
+    row = hyperparameters_of(method, dataset.name, split.kind, training, config.override, cell.task.name)
+    spec = {
+        "data": pretrained["data"],
+        "pretrained": key(pretrained),
+        "task": cell.task.name,
+        "forget_set": hashlib.sha256(split.forget.cpu().numpy().data).hexdigest()[:16],
+        "method": method,
+        "hyperparameters": row | {SWITCHES[term]: False for term in TERMS if term not in terms},
+        "seed": cell.seed,
+        **machine_spec(config),
+    }
+    return spec | {"relearn": {"epochs": RELEARN_EPOCHS, "lr": training["lr"]}} if cell.tree == "relearn" else spec
+
+
+def key(spec):
+    """A short name for a specification, for file names."""
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def use_machine(spec):
+    """Make torch compute as a specification says: on a CPU the same bits on the same machine every time.
+
+    Numbers below 1.2e-38 count as 0. A trained model's gradients are full of them, and processors take long over them.
+    On CUDA, cuDNN and cuBLAS are held to the same bits; a few other kernels may add in any order.
+    """
+    torch.set_num_threads(spec["threads"])
+    torch.set_flush_denormal(True)
+    if spec["device"] == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a process first uses cuBLAS
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+
+
+def pretrain(dataset, spec, partial=None, progress=False):
+    """Train the pre-unlearning model: its `state` (state dict on the CPU) and `accuracy` ({"train": %, "test": %})."""
+    use_machine(spec)
+    dataset = dataset.to(spec["device"])
+    images = dataset.train
+    seed = derive_seed(PRETRAINING_SEED, "pretraining weights")
+    model = models.build(dataset.model, len(dataset.classes), seed, images.device)
+    everything = torch.arange(len(images), device=images.device)
+    given = {name: spec[name] for name in ("epochs", "lr", "batch_size")} | {"partial": partial, "progress": progress}
+    rng, label = generator(PRETRAINING_SEED, "pretraining"), f"{dataset.name}: pretraining"
+    train(model, images, everything, **given, rng=rng, label=label)
+    parts = {"train": dataset.train, "test": dataset.test}
+    found = {name: accuracy(predict(model, part), part.labels) for name, part in parts.items()}
+    return {"state": models.cpu_state(model), "accuracy": found}
+
+
+def prepare_shard(shard, method, row, dataset, spec, partial=None, progress=False):
+    """Run one part of a method's preparation step, before any forget request; see `baselines.sisa`."""
+    use_machine(spec)
+    dataset = dataset.to(spec["device"])
+    chosen = settings(row, seed=PRETRAINING_SEED, batch_size=spec["batch_size"], partial=partial, progress=progress)
+    classes = len(dataset.classes)
+    return {"states": METHODS[method].prepare_shard(shard, dataset.train, dataset.model, classes, chosen)}
+
+
+def run_cell(cell, spec, dataset, f_o_state, prepared=None, partial=None, progress=False, jobs=1):
+    """Unlearn, then evaluate: a pure function of its arguments (times aside).
+
+    `spec` is from `cell_spec`, `f_o_state` the pre-unlearning model's state dict, `prepared` what the method's
+    preparation step returned, part by part. A long training keeps its state in files named after the path `partial`.
+    `jobs`, how many cells are computed at a time, is for the record; None where that is not known, as on a cluster.
+
+    Returns
+    -------
+    record, stored : dict
+        What the cell's file holds; and the unlearned model as `load_model` reads it, on the CPU.
+    """
+    use_machine(spec)
+    dataset = dataset.to(spec["device"])
+    split = make_split(dataset, cell.task, cell.seed)
+    f_o = models.restore(dataset.model, len(dataset.classes), f_o_state, spec["device"])
+    given = {"seed": cell.seed, "batch_size": spec["batch_size"], "progress": progress, "partial": partial}
+    given |= {"terms": ABLATION[cell.method]} if cell.tree == "ablation" else {"prepared": prepared}
+
+    chosen = settings(spec["hyperparameters"], **given)
+    earlier, started = seconds_before(partial), time.perf_counter()
+
+    f_u = METHODS[spec["method"]].unlearn(f_o, split, chosen)
+    if spec["device"] == "cuda":
+        torch.cuda.synchronize()
+    seconds = earlier + time.perf_counter() - started
+    metrics = evaluate(f_u, dataset, split, cell.seed, spec["threads"])
+
+    record = {**names(cell), "metrics": metrics, "time_s": seconds, "config": spec, **circumstances(spec, jobs)}
+    members = len(f_u.members) if isinstance(f_u, models.Ensemble) else 0
+    stored = {"model": dataset.model, "classes": len(dataset.classes), "members": members, "config": spec}
+    return record, stored | {"state": models.cpu_state(f_u)}
+
+
+def run_relearning(cell, spec, dataset, stored, progress=False):
+    """Let an unlearned model (`stored`, from `run_cell`) learn D_r again; each of SISA's models its own shard's share.
+
+    Returns what the cell's file holds: `A_r` and `A_f` in percent, before and after each of the 10 epochs.
+    """
+    use_machine(spec)
+    dataset = dataset.to(spec["device"])
+    split = make_split(dataset, cell.task, cell.seed)
+    model = restore_model(stored, spec["device"])
+    shares = None
+    if stored["members"]:
+        parts = METHODS["SISA"].shard_slices(len(dataset.train), spec["hyperparameters"]["shards"], 1)
+        shares = [split.remain[torch.isin(split.remain, part.to(spec["device"]))] for (part,) in parts]
+    given = {**spec["relearn"], "batch_size": spec["batch_size"], "shares": shares, "progress": progress}
+    curves = relearn(model, dataset, split, cell.seed, **given, label=f"{cell.method}: relearning")
+    return {**names(cell), **curves, "config": spec, **circumstances(spec, None)}
+
+
+def seconds_before(partial):
+    """What an interrupted unlearning has taken so far."""
+    states = [load_or_set_aside(path, load_tensors) for path in partial_files(partial)]
+    return sum(state["seconds"] for state in states if state is not None)
+
+
+def names(cell):
+    return {"dataset": cell.dataset, "task": cell.task.name, "method": cell.method, "seed": cell.seed}
+
+
+def circumstances(spec, jobs):
+    """What a cell was made with and under: times are only comparable under the same conditions."""
+    device = device_name(spec["device"])
+    conditions = {"device": device, "threads": spec["threads"], "jobs": jobs}
+    made = {"python": platform.python_version(), "torch": torch.__version__, "device": device}
+    made["subnormal numbers"] = "as 0"
+    return {"conditions": None if jobs is None else conditions, "versions": made}
+
+
+def device_name(device):
+    """The GPU's name, or the processor's as Linux gives it, else its architecture."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return found[0] if found else platform.machine()
+
+
+def provenance(config, program="main.py"):
+    """The command that makes a run's cells, with every setting that determines numbers, and the code's commit."""
+    words, chosen = ["python", *program.split()], vars(config) | {"device": resolve_device(config)}
+    for name in ("dataset", "tasks", "methods", "seeds", "study", "device", "threads", "batch_size", "image_size",
+                 "pretrain_epochs", "retrain_epochs", "override"):  # fmt: skip
+        if chosen[name] not in (None, ()):
+            values = chosen[name] if isinstance(chosen[name], tuple) else (chosen[name],)
+            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return {"command": shlex.join(words), "commit": commit()}
+
+
+def commit():
+    """What `git describe` says of this code; "unknown" outside a checkout of its own."""
+    root = Path(__file__).parent.parent
+    search_no_further = os.environ | {"GIT_CEILING_DIRECTORIES": str(root.parent)}
+    options = {"cwd": root, "env": search_no_further, "capture_output": True, "text": True, "check": True}
+    try:
+        return subprocess.run(["git", "describe", "--always", "--dirty"], **options).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def partial_files(partial):
+    """The files in which the long trainings of one job keep their states."""
+    return sorted(partial.parent.glob(partial.stem + "*.pt")) if partial else []
+
+
+def restore_model(stored, device="cpu"):
+    return models.restore(stored["model"], stored["classes"], stored["state"], device, stored["members"])
+
+
+def load_model(path, device="cpu"):
+    """An unlearned model from the file that ``--save-models`` wrote, in evaluation mode."""
+    return restore_model(load_tensors(path), device)

@@ -1,0 +1,212 @@
+"""A data set with all cells that are asked of it: which are finished, and what the others need."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from baselines import METHODS
+from camu import ABLATION
+from config import STUDIES
+from data import make_split
+from harness import cells, store
+from harness.cells import Cell, partial_files
+from harness.runner import run_all
+from harness.store import UserError, load_or_set_aside, load_tensors, read_record
+from hyperparameters import hyperparameters_of, parse_override, training_row
+
+LEAST = dict.fromkeys(("jobs", "threads", "batch_size", "pretrain_epochs", "retrain_epochs"), 1)
+LEAST |= {"seeds": 0, "gpus_per_cell": 0}
+LEAST["image_size"] = 33  # up to 32 pixels ResNet-18 ends in one pixel, of which a batch of one sample has no variance
+
+
+def check(config):
+    """Everything that can be said before data are read; returns the settings with "all" methods spelt out."""
+    for name in ("dataset", "tasks", "methods", "seeds"):
+        if not getattr(config, name):
+            raise UserError(f"--{name} is empty; give at least one")
+        config = replace(config, **{name: tuple(dict.fromkeys(getattr(config, name)))})
+    for name in config.dataset:
+        if Path(name).name != name:
+            raise UserError(f"--dataset {name}: give the folder's name alone, and the folder it is in as --data-root")
+    for name, least in LEAST.items():
+        given = getattr(config, name)
+        value = min(given) if isinstance(given, tuple) else given
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value:g}: must be at least {least}")
+    if config.cluster and "efficiency" in STUDIES[config.study]:
+        raise UserError(f"--study {config.study} times cells on one quiet machine; run it without --cluster")
+    for text in config.override:
+        parse_override(text)
+    cells.resolve_device(config)
+    if not config.dry_run:
+        store.check_writable(config.results_dir)
+        store.check_writable(config.checkpoints_dir)
+    return replace(config, methods=tuple(METHODS) if "all" in config.methods else config.methods)
+
+
+class Plan:
+    """A data set with all cells that are asked of it.
+
+    `specs` has what determines each (`cells.cell_spec`), `records` those that are finished, and `unlike` what differs
+    in those that are there but were made with another configuration.
+    """
+
+    def __init__(self, dataset, tasks, config):
+        self.dataset, self.config = dataset, config
+        self.pretrained_spec = cells.pretrained_spec(dataset, dataset.fingerprint(), config)
+        self.specs, self.records, self.unlike, self.f_o, self.prepared = {}, {}, {}, None, {}
+        self.provenance = cells.provenance(config)
+        for task in tasks:
+            for seed in config.seeds:
+                split = make_split(dataset, task, seed)
+                for tree in STUDIES[config.study]:
+                    for method in self.methods(tree):
+                        self.add(Cell(dataset.name, task, method, seed, tree), split)
+
+    def methods(self, tree):
+        """The ablation has methods of its own; Retrain and CaMU, beside which they stand, are in the plain tree."""
+        plain = ("Retrain", "CaMU") if self.config.study == "ablation" else self.config.methods
+        return tuple(ABLATION) if tree == "ablation" else plain
+
+    def add(self, cell, split, **hyperparameters):
+        """Ask for a cell, with `hyperparameters` in place of the table's, and find out whether it is finished."""
+        spec = cells.cell_spec(cell, self.dataset, split, self.pretrained_spec, self.config)
+        spec["hyperparameters"] |= hyperparameters
+        self.specs[cell] = spec
+        record = load_or_set_aside(cell.path(self.config), read_record)
+        if record is not None and record["config"] == spec:
+            self.records[cell] = record
+        elif record is not None and not self.config.overwrite:
+            self.unlike[cell] = differences(record["config"], spec)
+
+    def refuse_unlike(self):
+        """Raise a UserError if a cell was made with another configuration and is not to be overwritten."""
+        for cell, changes in self.unlike.items():
+            unlike = f"{cell.path(self.config)} was made with another configuration ({', '.join(changes)})"
+            raise UserError(f"{unlike}; use --overwrite to redo it, or another --results-dir")
+
+    def todo(self, tree):
+        """The cells of a tree that are not finished, or whose unlearned model is needed and missing."""
+        asked = [cell for cell in self.specs if cell.tree == tree]
+        return [cell for cell in asked if cell not in self.records or self.needs_model(cell)]
+
+    def needs_model(self, cell):
+        """Whether the cell's unlearned model is to be kept, for the user or for relearning, and is not there."""
+        relearning = replace(cell, tree="relearn")
+        wanted = self.config.save_models or (relearning in self.specs and relearning not in self.records)
+        if cell.tree != "cells" or not wanted:
+            return False
+        stored = load_or_set_aside(cell.model_path(self.config), load_tensors)
+        return stored is None or stored["config"] != self.specs[cell]
+
+    def prepare(self):
+        """Load or train what several unfinished cells need: the pre-unlearning model, then SISA's shards."""
+        todo = [cell for tree in STUDIES[self.config.study] if tree != "relearn" for cell in self.todo(tree)]
+        if not todo:
+            return
+        name, model = self.dataset.name, self.dataset.model
+        self.f_o = self.make_once(cells.pretrain, {"pretrained": (self.pretrained_spec, {})})["pretrained"]
+        found = {part: f"{value:.2f} %" for part, value in self.f_o["accuracy"].items()}
+        print(f"{name}: pre-unlearning model, accuracy: training images {found['train']}, test images {found['test']}")
+        training = training_row(name, model, self.config.pretrain_epochs, self.config.retrain_epochs)
+        for method in sorted({self.specs[cell]["method"] for cell in todo}):
+            if hasattr(METHODS[method], "prepare_shard"):
+                row = hyperparameters_of(method, name, "random", training, self.config.override)
+                spec, more = self.pretrained_spec | row, {"method": method, "row": row}
+                shards = {f"{method}-shard{k}": (spec, more | {"shard": k}) for k in range(row["shards"])}
+                made = self.make_once(cells.prepare_shard, shards)
+                self.prepared[method] = [part["states"] for part in made.values()]
+
+    def make_once(self, function, wanted):
+        """Checkpoints by name, loaded where they are there, else made by `function` and kept.
+
+        `wanted` has for each name what determines it, and the function's arguments besides that and the data.
+        """
+        folder = Path(self.config.checkpoints_dir) / self.dataset.name
+        paths = {name: folder / f"{name}-{cells.key(spec)}.pt" for name, (spec, _) in wanted.items()}
+        partials = {name: path.with_suffix(".partial.pt") for name, path in paths.items()}
+        made = {name: load_or_set_aside(path, load_tensors) for name, path in paths.items()}
+
+        def arguments(name):
+            spec, more = wanted[name]
+            return {"spec": spec, "dataset": self.dataset, "partial": partials[name], **more}
+
+        calls = {name: partial(arguments, name) for name in wanted if made[name] is None}
+        for name, made[name] in run_all(function, calls, self.config, f"{self.dataset.name}: preparing"):
+            store.save_tensors(paths[name], made[name])
+            remove(partials[name])
+        return made
+
+    def unlearning(self, cell):
+        """The arguments of `cells.run_cell`."""
+        jobs = None if self.config.cluster else 1 if cell.tree == "efficiency" else self.config.jobs
+        prepared = self.prepared.get(self.specs[cell]["method"])
+        shared = {"dataset": self.dataset, "f_o_state": self.f_o["state"], "prepared": prepared}
+        return {"cell": cell, "spec": self.specs[cell], "partial": self.partial_path(cell), "jobs": jobs, **shared}
+
+    def relearning(self, cell):
+        """The arguments of `cells.run_relearning`."""
+        path = cell.model_path(self.config)
+        stored = load_tensors(path)
+        if stored["config"] != self.specs[replace(cell, tree="cells")]:
+            raise UserError(f"{path} is of another configuration: has another run the same --checkpoints-dir?")
+        return {"cell": cell, "spec": self.specs[cell], "dataset": self.dataset, "stored": stored}
+
+    def partial_path(self, cell):
+        """Where an unlearning keeps its state. A timing goes on from no run with other work beside it."""
+        return cell.model_path(self.config).parent / f"{cells.key(self.specs[cell])}-{cell.tree}.partial.pt"
+
+    def keep(self, cell, result):
+        """Save what a cell's call returned."""
+        record, stored = result if isinstance(result, tuple) else (result, None)
+        if cell not in self.records:
+            self.records[cell] = record | self.provenance
+            store.save_atomically(cell.path(self.config), (json.dumps(self.records[cell], indent=1) + "\n").encode())
+        if self.needs_model(cell):
+            store.save_tensors(cell.model_path(self.config), stored)
+        remove(self.partial_path(cell))
+
+    def listing(self):
+        """For --dry-run: a table of the seeds that are done, missing, or made with another configuration."""
+        groups = {}
+        for cell in self.specs:
+            groups.setdefault((cell.tree, cell.task.name, cell.method), []).append(cell)
+        rows = []
+        for place, group in groups.items():
+            done = [str(cell.seed) for cell in group if cell in self.records]
+            missing = [str(cell.seed) for cell in group if cell not in self.records and cell not in self.unlike]
+            unlike = [f"{cell.seed} ({', '.join(self.unlike[cell])})" for cell in group if cell in self.unlike]
+            done, missing, unlike = (" ".join(found) or "-" for found in (done, missing, unlike))
+            rows.append([*place, done, missing, self.last_time(group[0]), unlike])
+        table = pd.DataFrame(rows, columns=["tree", "task", "method", "done", "missing", "last s", "unlike"])
+        title = f"{self.dataset.name}: seeds of the cells that are done, missing, or made with another configuration;"
+        return f"{title}\nwhat a cell took last on this machine\n{table.to_string(index=False)}"
+
+    def last_time(self, cell):
+        """Seconds that the newest cell beside this one took, if it was made on this machine on as many threads."""
+        here = {"device": cells.device_name(self.specs[cell]["device"]), "threads": self.config.threads}
+        for path in sorted(cell.path(self.config).parent.glob("seed*.json"), key=lambda p: -p.stat().st_mtime):
+            record = load_or_set_aside(path, read_record) or {}
+            if here.items() <= (record.get("conditions") or {}).items():
+                return f"{record['time_s']:.1f}"
+        return "-"
+
+
+def differences(old, new):
+    """ "name: old -> new" for every entry in which two specifications differ, nested ones by their inner names."""
+    found = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after)
+        elif before != after:
+            found.append(f"{name}: {before} -> {after}")
+    return found
+
+
+def remove(partial):
+    for path in partial_files(partial):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,100 @@
+"""Files: written in full or not at all, damaged ones set aside; and the errors that a user can mend."""
+
+import io
+import json
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+import tyro
+
+
+class UserError(Exception):
+    """A mistake the user can mend; see `run_script`."""
+
+
+def run_script(function, settings, description):
+    """Call a script's main function with its settings, a dataclass, from the command line.
+
+    A UserError, or a default that was edited to a value its field cannot have, ends the script with one line and exit
+    status 2; Ctrl-C with one and 130.
+    """
+    try:
+        with warnings.catch_warnings(action="error", category=UserWarning):
+            chosen = tyro.cli(settings, description=description)
+        function(chosen)
+    except (UserError, UserWarning) as error:
+        print("error:", str(error).partition(" We'll try")[0], file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues with what is not finished", file=sys.stderr)
+        sys.exit(130)
+
+
+def check_writable(folder):
+    """Raise a UserError unless files can be made in `folder`, which is made where it is missing."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, buffering=0) as probe:  # its own name: runs may start together
+            probe.write(bytes(4096))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to: {error.strerror}")
+
+
+def save_atomically(path, content):
+    """Write a file so that it is there in full or not at all; a UserError if it cannot be, as when the disk is full."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}")
+
+
+def save_tensors(path, values):
+    """Write tensors and plain values with `save_atomically`."""
+    serialised = io.BytesIO()  # into a full disk itself, torch fails without saying why
+    torch.save(values, serialised)
+    save_atomically(path, serialised.getbuffer())
+
+
+def load_tensors(path):
+    """Tensors and plain values from a file, on the CPU; never pickled objects."""
+    return torch.load(path, weights_only=True, map_location="cpu")
+
+
+def load_or_set_aside(path, read):
+    """What `read` makes of a file, or None where there is none.
+
+    A damaged file is renamed to *.damaged and counts as missing. One that cannot be read for want of a permission or of
+    memory is a UserError.
+    """
+    if not path.exists():
+        return None
+    try:
+        return read(path)
+    except (OSError, MemoryError) as error:
+        raise UserError(f"{path} cannot be read: {error or type(error).__name__}")
+    except Exception as error:  # json, zip and pickle readers each raise their own
+        aside = path.with_name(path.name + ".damaged")
+        os.replace(path, aside)
+        print(f"{path} is damaged ({type(error).__name__}): set aside as {aside.name}, to be made again", flush=True)
+        return None
+
+
+def read_record(path):
+    """A cell's record; a ValueError or TypeError for JSON that is none."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if "config" not in record:
+        raise ValueError("not a cell")
+    return record

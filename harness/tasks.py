@@ -1,0 +1,91 @@
+"""What is to be forgotten, as users write it: random10, class0, class0,3, ids:<file>."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from harness.store import UserError
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be forgotten: a percentage, some classes, or chosen samples."""
+
+    name: str  # as in paths and tables: random10, class0, class0,3, ids-<name of the file>
+    percent: float | None = None  # of the training set
+    classes: tuple[int, ...] = ()
+    ids: tuple[str, ...] = ()  # the lines of the file, stripped
+
+
+def parse_task(text):
+    """Read a task as it is written in the configuration; a UserError says what is allowed.
+
+    ``random<percent>`` with 0 < percent < 100; ``class<k>``, several classes separated by commas; or ``ids:<file>``, a
+    text file of training samples to forget, one a line: indices from 0, or for an image folder also paths below train/
+    (an index then counts the sorted files).
+    """
+    allowed = (
+        "random<percent>, 0 < percent < 100, such as random10; class<k>, such as class0 or class0,3; or ids:<file>"
+    )
+    if match := re.fullmatch(r"random(\d+(?:\.\d+)?)", text):
+        percent = float(match[1])
+        if not 0 < percent < 100:
+            raise UserError(f"task {text!r}: {match[1]} % is not between 0 and 100; write {allowed}")
+        return Task(f"random{percent:g}", percent=percent)
+    if match := re.fullmatch(r"class(\d+(?:,\d+)*)", text):
+        classes = tuple(sorted({int(k) for k in match[1].split(",")}))
+        return Task("class" + ",".join(map(str, classes)), classes=classes)
+    if text.startswith("ids:"):
+        return _read_ids(Path(text.removeprefix("ids:")))
+    raise UserError(f"task {text!r} is unknown; write {allowed}")
+
+
+def parse_tasks(texts):
+    """Read several tasks with `parse_task`; a UserError where two have one name, which their cells are kept under."""
+    tasks = {}
+    for text in texts:
+        task = parse_task(text)
+        if tasks.setdefault(task.name, task) != task:
+            raise UserError(f"task {text!r}: another one is called {task.name} too; give its file another name")
+    return list(tasks.values())
+
+
+def _read_ids(path):
+    try:
+        ids = tuple(line.strip() for line in path.read_text().splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"task ids:{path}: the file cannot be read ({error})")
+    if not any(ids):
+        raise UserError(f"task ids:{path}: the file names no sample; write one training index a line")
+    return Task(f"ids-{path.stem}", ids=ids)
+
+
+def chosen_samples(dataset, task):
+    """Positions in the training set of the samples that the lines of an ids file name."""
+    by_file = {file: number for number, file in enumerate(dataset.files)}
+    kinds = "an index" + (" or a path below train/" if dataset.files else "")
+    numbers = {}
+    for line, text in enumerate(task.ids, 1):
+        if not text:
+            continue
+        where = f"task {task.name}, line {line}"
+        if text in by_file:
+            number = by_file[text]
+        elif re.fullmatch(r"-?\d+", text):
+            number = int(text)
+        else:
+            raise UserError(f"{where}: {text!r} is not {kinds} of a training sample of {dataset.name}")
+        if not 0 <= number < len(dataset.train):
+            last = len(dataset.train) - 1
+            raise UserError(f"{where}: {dataset.name} has no training sample {number}, only 0 to {last}")
+        if number in numbers:
+            raise UserError(f"{where}: {text} is there twice, first in line {numbers[number]}")
+        numbers[number] = line
+    if len(numbers) == len(dataset.train):
+        raise UserError(f"task {task.name}: forgets all {len(numbers)} training samples; at least one must remain")
+    chosen = torch.tensor(sorted(numbers))
+    if dataset.order is None:
+        return chosen
+    return torch.isin(dataset.order, chosen).nonzero().squeeze(1)

@@ -1,0 +1,189 @@
+"""The pages made from the cells: report.md, and the generated blocks of README.md and the pages beside report.md."""
+
+import json
+import re
+from pathlib import Path
+from urllib.parse import quote
+
+import pandas as pd
+
+from config import TREES
+from harness.store import UserError, save_atomically
+from metrics import METRICS
+from reporting import claims, summary, tables
+from reporting.summary import PAPER_DATASETS, PAPER_TASKS, in_order
+
+INTRODUCTION = """\
+# Results
+
+This page is made by `python report.py` from the cells beside it. How to read the tables:
+
+- An entry is the mean over the seeds, with the population standard deviation where there are several. The number of
+  seeds stands in brackets. Metrics are in percent. n/a: the value could not be read off the paper's text.
+- ↑ means that the highest value is best, ↓ the lowest, ≈ the closest to Retrain's. **Bold** is the best of a row,
+  <ins>underlined</ins> the second best. Values that are equal at two decimals share a mark. Retrain is never marked.
+- <del>Struck out</del> is a method that has lost its model: its A_r is more than 20 points under Retrain's.
+- `gap` is the mean over the task's metrics of the absolute difference to Retrain, in percentage points, between means
+  over the seeds that both have. It is ours; the paper has none.
+- `MIA_diff` is the mean of |MIA − Retrain's MIA| over data sets and tasks; their number stands in brackets.
+- `A_r_clean` and `A_f_clean` are CIFAR's accuracies without the training transform of the published protocol."""
+GLANCE_REMARK = """\
+Each method's `gap` to Retrain, a row a data set and task. “CaMU's time” is relative to Retrain's. The last column is
+the largest difference between our Retrain and the paper's, in points."""
+CLAIMS_REMARK = """\
+What the paper's text says of CaMU, held against the cells. Places are among the seven methods besides Retrain, on the
+seeds that all of them have. A claim on places is answered only where all of them have been measured."""
+REMARKS = {
+    "Table 4": "The paper's printed averages are those of its entries, but for T-S. Its MIA values of SISA are what an "
+    "attack scores that always answers “non-member”: they say nothing about SISA's models.",
+    "Table 6": "The paper's entries could not be read off. Retrain and CaMU are those of the plain run.",
+    "Table 12": "The paper's printed averages do not follow from the entries of its own table.",
+}
+TITLES = {"cells": "effectiveness", "ablation": "ablation", "efficiency": "time", "relearn": "relearning"}
+PICTURES = {
+    "relearning": "How far A_r and A_f are from their values before, while the unlearned model learns D_r again.",
+    "bars": "The metrics less Retrain's, whose own values stand below the names.",
+    "gap-time": "Gap against time relative to Retrain's. Lower left is better.",
+}
+BLOCK = "<!-- generated: {0} -->\n\n{1}\n\n<!-- end of {0} -->"
+
+
+def report(cells, figures):
+    """The text of report.md, of the cells from `summary.read_cells` and with the figures of these names."""
+    stats, paper = summary.summarise(cells), summary.read_paper_values()
+    datasets = [name for name in PAPER_DATASETS if name in set(cells.dataset)]
+    parts = [
+        INTRODUCTION,
+        missing(cells) if datasets else "",
+        "## At a glance",
+        GLANCE_REMARK,
+        glance(cells, stats, paper),
+    ]
+    parts += ["## The paper's claims", CLAIMS_REMARK, tables.claims_table(cells)] if datasets else []
+    for name, (tree, tasks, metrics) in tables.TABLES.items():
+        table = tables.paper_table(stats, paper, name, datasets)
+        if table:
+            what = "membership inference" if metrics == ("MIA",) else TITLES[tree]
+            found = cells[cells.task.isin(tasks) & cells.dataset.isin(datasets) & (cells.tree == tree)]
+            tasks = in_order(set(found.task), PAPER_TASKS)
+            parts += [f"## {name}: {what}, {', '.join(tasks)}", table, REMARKS.get(name, "")]
+            parts += [f"Measured on: {'; '.join(sorted(set(found.conditions)))}." if tree == "efficiency" else ""]
+            parts += [made_by(found)]
+    parts += [text for name in PICTURES for text in pictures(name, figures)]
+    for dataset, task in sorted({*zip(cells.dataset, cells.task)}):
+        if dataset not in PAPER_DATASETS or task not in PAPER_TASKS:
+            parts += other_section(dataset, task, cells, stats)
+    return "\n\n".join(part for part in [*parts, made_with(cells)] if part) + "\n"
+
+
+def missing(cells):
+    """One line on the data sets, and one on the tables of the paper, that have no cell."""
+    there = {*zip(cells.tree, cells.task)}
+    names = [name for name, (tree, tasks, _) in tables.TABLES.items() if not there & {(tree, t) for t in tasks}]
+    datasets = [name for name in PAPER_DATASETS if name not in set(cells.dataset)]
+    return "\n".join(f"- Without any cell: {', '.join(lost)}." for lost in (datasets, names) if lost)
+
+
+def glance(cells, stats, paper):
+    """A row for every (data set, task), those of the paper first."""
+    places = [(dataset, task) for task in PAPER_TASKS for dataset in PAPER_DATASETS]
+    return tables.glance_table(stats, paper, in_order({*zip(cells.dataset, cells.task)}, places))
+
+
+def made_by(cells):
+    """The commands that made cells, as these record them."""
+    commands = sorted(set(cells.command) - {""})
+    return "Made by:\n\n" + "\n".join(f"    {command}" for command in commands) if commands else ""
+
+
+def pictures(name, figures):
+    """All pictures of one sort, under a heading that says how to read them."""
+    drawn = [figure for figure in figures if re.match(rf"{name}-(random|class|ids)", figure)]
+    drawn = in_order(drawn, [f"{name}-{task}" for task in PAPER_TASKS])
+    links = [f"![{figure}](figures/{quote(figure)}.png)\n\n([SVG](figures/{quote(figure)}.svg))" for figure in drawn]
+    return [f"## Pictures: {name}", PICTURES[name], *links] if drawn else []
+
+
+def other_section(dataset, task, cells, stats):
+    """Everything there is of a data set and task that the paper does not have."""
+    found = cells[(cells.dataset == dataset) & (cells.task == task)]
+    for tree in in_order(set(found.tree), TREES):
+        methods = in_order(set(found.method[found.tree == tree]), tables.ROWS)
+        rows = tables.metric_rows(stats, (tree, dataset, task), tables.there(stats, (tree, dataset, task)), methods)
+        title = f"## Not in the paper: {dataset}, {task} ({tree})"
+        yield from [title, tables.stats_table(rows, methods), made_by(found[found.tree == tree])]
+
+
+def made_with(cells):
+    """The versions and machines behind the cells, and which tables are of unlike things."""
+    made = cells.versions.map(lambda found: ", ".join(f"{name} {value}" for name, value in found.items()))
+    apart = ("seed", "forget_set", "method", "hyperparameters")
+    common = [
+        json.dumps({k: v for k, v in config.items() if k not in apart}, sort_keys=True) for config in cells.config
+    ]
+    lines = ["## Made with", "", *(f"- {text}" for text in sorted(set(made)) if text)]
+    for text, column in (("machine or version", made), ("pre-unlearning model or setting", common)):
+        counts = cells.assign(made=column).groupby(summary.PLACE)["made"].nunique()
+        if several := ["/".join(names) for names in counts.index[counts > 1]]:
+            lines += ["", f"**More than one {text}**: {', '.join(several)}."]
+    return "\n".join(lines)
+
+
+def blocks(results_dir):
+    """The generated blocks of the pages: name -> markdown."""
+    cells, paper = summary.read_cells(results_dir), summary.read_paper_values()
+    stats = summary.summarise(cells)
+    return {
+        "main results": glance(cells[cells.task.isin(summary.MAIN_TASKS)], stats, paper),
+        "glance": glance(cells, stats, paper),
+        "claims": claims_by_place(cells),
+        "search": search(Path(results_dir, "tuning")),
+        "studies": studies(Path(results_dir)),
+    }
+
+
+def claims_by_place(cells):
+    """In how many places each claim holds."""
+    found = {}
+    for claim, _, holds, _ in claims.answers(cells):
+        found.setdefault(claim, []).append(holds)
+    rows = [[c, f"{a.count(True)} of {len(a)}" if None not in a else "not measured"] for c, a in found.items()]
+    return tables.markdown_table(["Claim", "Holds in"], rows, left=2)
+
+
+def search(folder):
+    """The gap to Retrain of the best setting that the search found: a row a data set and task, a column a method."""
+    trials = {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))}
+    best = {name: found[found["time/Retrain"] <= 1].groupby("method").first() for name, found in trials.items()}
+    methods = in_order({method for found in best.values() for method in found.index}, tables.ROWS)
+    rows = [[*n.split("-"), *(f"{found.gap[m]:.2f} ({found.seeds[m]})" for m in methods)] for n, found in best.items()]
+    return tables.markdown_table(["Data", "Task", *methods], rows, left=2)
+
+
+def studies(results_dir):
+    """The side studies: folders of cells of their own, a row a method."""
+    rows = []
+    for folder in sorted({path.parents[4] for path in results_dir.glob("*/**/cells/*/*/*/seed*.json")}):
+        stats = summary.summarise(summary.read_cells(folder))
+        for place in dict.fromkeys(key[:4] for key in stats):
+            found = tables.at(stats, place[:3], place[3])
+            seeds = max(stat.seeds for stat in found.values())
+            figures = [tables.text(found.get(name), "") for name in METRICS]
+            rows.append([folder.relative_to(results_dir).as_posix(), *place[1:], str(seeds), *figures])
+    return tables.markdown_table(["Folder", "Data", "Task", "Method", "Seeds", *METRICS], rows, left=4)
+
+
+def fill(path, found):
+    """Write the generated blocks of a page anew, by their names; a UserError if it has none or an unknown one."""
+    try:
+        page = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--pages {path}: {error.strerror}")
+    names = re.findall(r"<!-- generated: (.*?) -->", page)
+    unknown = [name for name in names if name not in found or f"<!-- end of {name} -->" not in page]
+    if unknown or not names:
+        raise UserError(f"--pages {path}: no generated block, or no end of {unknown}; there are {', '.join(found)}")
+    for name in names:
+        old = re.escape(f"<!-- generated: {name} -->") + ".*?" + re.escape(f"<!-- end of {name} -->")
+        page = re.sub(old, lambda _, name=name: BLOCK.format(name, found[name]), page, flags=re.DOTALL)
+    save_atomically(path, page.encode())

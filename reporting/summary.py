@@ -1,0 +1,201 @@
+"""Finished cells -> numbers. The only place that averages: over seeds, to Retrain, times and relearning."""
+
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from config import TREES
+from harness.store import UserError
+from metrics import METRICS, gap
+
+PAPER_VALUES = Path(__file__).parent.parent / "results" / "paper_values.csv"
+PAPER_DATASETS = ("Digit", "Fashion", "CIFAR10", "CIFAR100")
+PAPER_TASKS = ("random10", "class0", "random15", "random20", "class1", "class2")
+MAIN_TASKS = PAPER_TASKS[:2]
+CLEAN = ("A_r_clean", "A_f_clean")
+MOVES = ("moved_A_r", "moved_A_f")
+PLACE = ["tree", "dataset", "task"]
+DIRECTIONS = {**dict.fromkeys(("A_r", "A_f", "MIA", *CLEAN), "≈"), "A_ts": "↑", "A_ts_r": "↑"}  # all others: ↓
+LOST = 20  # points of A_r under Retrain's from which a model counts as lost
+
+
+class Stat(NamedTuple):
+    """Mean and population std over so many seeds."""
+
+    mean: float
+    std: float
+    seeds: int
+
+
+def read_cells(results_dir):
+    """All finished cells as `frame` gives them; a UserError if there is none, or one that cannot be read."""
+    rows = []
+    for tree in TREES:
+        for path in sorted(Path(results_dir, tree).glob("*/*/*/seed*.json")):
+            try:
+                rows.append(row(tree, json.loads(path.read_text(encoding="utf-8"))))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path} is no sound cell ({error!r}); remove it and run main.py again")
+    if not rows:
+        raise UserError(f"{results_dir} holds no cells; make some with main.py --results-dir {results_dir}")
+    return frame(rows)
+
+
+def frame(rows):
+    """A DataFrame of `row`s with all metrics as columns, nan where a cell has none."""
+    cells = pd.DataFrame(rows)
+    return cells.reindex(columns=[*cells, *(name for name in (*METRICS, *CLEAN, *MOVES) if name not in cells)])
+
+
+def row(tree, record):
+    """One cell's record as a row: names, metrics, `time_s`, `conditions` (text), `config`, `versions`, `command`.
+
+    Relearning has `curves` ({"A_r": [...], "A_f": [...]}) and `moved_A_r`, `moved_A_f`: the largest |difference to
+    before| on the way.
+    """
+    curves = {name: record[name] for name in ("A_r", "A_f")} if "A_r" in record else {}
+    made = record.get("conditions")
+    return {
+        "tree": tree,
+        **{name: record[name] for name in ("dataset", "task", "method", "seed")},
+        **record.get("metrics", {}),
+        **{f"moved_{name}": max(abs(value - values[0]) for value in values) for name, values in curves.items()},
+        "time_s": record.get("time_s", math.nan),
+        "conditions": f"{made['device']}, threads a cell: {made['threads']}, jobs: {made['jobs']}" if made else "",
+        "curves": curves,
+        **{name: record.get(name, {}) for name in ("config", "versions")},
+        "command": f"{record['command']}  # commit {record['commit']}" if "command" in record else "",
+    }
+
+
+def summarise(cells):
+    """Everything that is measured, averaged: (tree, dataset, task, method, metric) -> Stat.
+
+    The metrics are those of the cells, `moved_A_r` and `moved_A_f` of relearning, and `time_s`. Over the seeds that the
+    method and Retrain both have, there are `gap`, `MIA_diff` (|MIA - Retrain's MIA|) and `ratio` (of the times), from
+    the means and so without a std (nan). Times are those under the conditions that most cells of the place have;
+    without recorded conditions there is no ratio. The ablation gets the plain run's Retrain and CaMU of its seeds.
+    """
+    stats = {}
+    for place, group in with_base(cells).groupby(PLACE, sort=False):
+        conditions = group.conditions.mode()[0]
+        group = group.assign(time_s=group.time_s.where(group.conditions == conditions)).set_index("seed")
+        retrain = group[group.method == "Retrain"]
+        for method, rows in group.groupby("method", sort=False):
+            found = {name: stat(rows[name].dropna()) for name in (*METRICS, *CLEAN, *MOVES, "time_s")}
+            if method != "Retrain":
+                found |= distances(rows, retrain)
+            found["ratio"] = time_ratio(rows, retrain if conditions else retrain[:0])
+            stats |= {(*place, method, name): value for name, value in found.items() if value.seeds}
+    return stats
+
+
+def stat(values):
+    return Stat(float(values.mean()), float(values.std(ddof=0)), len(values))
+
+
+def distances(cells, retrain):
+    """A method's `gap` and `MIA_diff`, over the seeds that it and Retrain have; cells indexed by seed."""
+    names = [name for name in METRICS if retrain[name].notna().any()]
+    ours, theirs = (rows[names].dropna() for rows in (cells, retrain))
+    seeds = ours.index.intersection(theirs.index) if names else []
+    if not len(seeds):
+        return {}
+    ours, theirs = ours.loc[seeds].mean(), theirs.loc[seeds].mean()
+    found = {"gap": gap(ours, theirs), "MIA_diff": float(abs(ours["MIA"] - theirs["MIA"]))}
+    return {name: Stat(value, math.nan, len(seeds)) for name, value in found.items()}
+
+
+def time_ratio(cells, retrain):
+    """The mean time over Retrain's, on the seeds that both were timed with."""
+    ours, theirs = cells.time_s.dropna().align(retrain.time_s.dropna(), join="inner")
+    return Stat(float(ours.mean() / theirs.mean()), math.nan, len(ours))
+
+
+def with_base(cells):
+    """The cells with those of the plain run that the ablation's stand beside: its seeds of Retrain and CaMU."""
+    ablated = cells.loc[cells.tree == "ablation", ["dataset", "task", "seed"]].drop_duplicates()
+    plain = cells[(cells.tree == "cells") & cells.method.isin(["Retrain", "CaMU"])]
+    base = plain.merge(ablated, on=["dataset", "task", "seed"]).assign(tree="ablation")
+    return pd.concat([cells, base]).drop_duplicates([*PLACE, "method", "seed"], ignore_index=True)
+
+
+def on_common_seeds(cells):
+    """Of every tree, data set and task the cells of those seeds that all methods there have."""
+    parts = []
+    for _, group in cells.groupby(PLACE):
+        common = set.intersection(*group.groupby("method")["seed"].agg(set))
+        parts.append(group[group.seed.isin(common)])
+    return pd.concat(parts) if parts else cells
+
+
+def mean_mia_difference(stats, pairs, method):
+    """MIA_diff over those (dataset, task) for which it is there, and their number; None without any."""
+    keys = [("cells", *pair, method, "MIA_diff") for pair in pairs]
+    found = [stats[key].mean for key in keys if key in stats]
+    return (sum(found) / len(found), len(found)) if found else None
+
+
+def relearning_curves(cells):
+    """How `metric` ("A_r", "A_f") differs from before relearning after each `epoch` (0: before), in points."""
+    columns = ["dataset", "task", "method", "metric", "epoch"]
+    moves = [
+        (cell.dataset, cell.task, cell.method, metric, epoch, value - values[0])
+        for cell in cells[cells.tree == "relearn"].itertuples()
+        for metric, values in cell.curves.items()
+        for epoch, value in enumerate(values)
+    ]
+    groups = pd.DataFrame(moves, columns=[*columns, "value"]).groupby(columns)["value"]
+    return pd.DataFrame([(*key, *stat(values)) for key, values in groups], columns=[*columns, "mean", "std", "seeds"])
+
+
+def is_lost(stats, place, method):
+    """Whether a method has lost its model at a (tree, dataset, task): A_r more than 20 points under Retrain's."""
+    ours, retrain = (stats.get((*place, name, "A_r")) for name in (method, "Retrain"))
+    return None not in (ours, retrain) and not ours.mean >= retrain.mean - LOST
+
+
+def costs(values, direction):
+    """What methods are compared by, less being better: equal is what is equal at the two decimals shown.
+
+    `direction` is "↑" if the highest is best, "↓" the lowest, "≈" the closest to Retrain; without it nothing is.
+    """
+    others = {method: value for method, value in values.items() if method != "Retrain"}
+    if direction == "≈":
+        if "Retrain" not in values:
+            return {}
+        others = {method: abs(value - values["Retrain"]) for method, value in others.items()}
+    sign = -1 if direction == "↑" else 1
+    return {method: round(sign * value, 2) for method, value in others.items()}
+
+
+def rank(values, metric, lost=()):
+    """Which entries of a row are marked: method -> 1 for the best, 2 for the second best.
+
+    Retrain and the methods that have lost their model are passed over. Nothing is best without a second to compare.
+    """
+    found = costs({m: value for m, value in values.items() if m not in lost}, DIRECTIONS.get(metric, "↓"))
+    if len(found) < 2:
+        return {}
+    best = sorted(set(found.values()))[:2]
+    return {method: best.index(cost) + 1 for method, cost in found.items() if cost in best}
+
+
+def read_paper_values(path=PAPER_VALUES):
+    """(table, dataset, task, metric, method) -> the paper's value; `ratio` and `MIA_diff` follow from its entries."""
+    paper = {tuple(row[:5]): row[5] for row in pd.read_csv(path).itertuples(index=False, name=None)}
+    for (*place, metric, method), value in list(paper.items()):
+        retrain = paper.get((*place, metric, "Retrain"))
+        if metric == "time_s" and retrain:
+            paper[*place, "ratio", method] = value / retrain
+        if metric == "MIA" and retrain and method != "Retrain":
+            paper[*place, "MIA_diff", method] = abs(value - retrain)
+    return paper
+
+
+def in_order(names, first):
+    """`names`, those of `first` in its order before the others, sorted."""
+    return [name for name in first if name in names] + sorted(set(names) - set(first))

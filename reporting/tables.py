@@ -1,0 +1,185 @@
+"""Tables from the numbers of `summary.summarise`: for the terminal, and in markdown beside the paper's values."""
+
+import pandas as pd
+
+from baselines import METHODS
+from camu import ABLATION
+from metrics import METRICS
+from reporting.claims import answers
+from reporting.summary import (
+    CLEAN,
+    DIRECTIONS,
+    MAIN_TASKS,
+    MOVES,
+    PAPER_TASKS,
+    Stat,
+    is_lost,
+    mean_mia_difference,
+    rank,
+)
+
+# The paper's tables: the tree of the cells, the tasks and the metrics.
+TABLES = {
+    "Table 2": ("cells", ("random10",), ("A_r", "A_f", "A_ts")),
+    "Table 3": ("cells", ("class0",), ("A_ts_r", "A_ts_f")),
+    "Table 4": ("cells", MAIN_TASKS, ("MIA",)),
+    "Table 5": ("efficiency", MAIN_TASKS, ("time_s", "ratio")),
+    "Table 6": ("ablation", ("random10",), ("A_r", "A_f", "A_ts", "MIA")),
+    "Table 7": ("ablation", ("class0",), ("A_ts_r", "A_ts_f", "MIA")),
+    "Figures 4 and 5": ("relearn", PAPER_TASKS, MOVES),
+    "Table 8": ("cells", ("random15",), ("A_r", "A_f", "A_ts")),
+    "Table 9": ("cells", ("random20",), ("A_r", "A_f", "A_ts")),
+    "Table 10": ("cells", ("class1",), ("A_ts_r", "A_ts_f")),
+    "Table 11": ("cells", ("class2",), ("A_ts_r", "A_ts_f")),
+    "Table 12": ("cells", PAPER_TASKS[2:], ("MIA",)),
+    "Table 13": ("efficiency", PAPER_TASKS[2:], ("time_s", "ratio")),
+}
+ROWS = ("Retrain", *ABLATION, *(method for method in METHODS if method != "Retrain"))
+LABELS = {"time_s": "time [s]", "ratio": "time ÷ Retrain's", "moved_A_r": "A_r moved", "moved_A_f": "A_f moved"}
+MARKS = {0: "{}", 1: "**{}**", 2: "<ins>{}</ins>"}
+VERDICTS = {True: "holds", False: "**does not**", None: "not measured"}
+
+
+def terminal_table(stats, place):
+    """One row a method, means over the seeds: metrics in percent, gap and time beside Retrain's, and how it forgets.
+
+    `stats` is from `summarise`, `place` is (tree, dataset, task).
+    """
+    tree, dataset, task = place
+    here = {method: at(stats, place, method) for method in ROWS if at(stats, place, method)}
+    there = {name for found in here.values() for name in found}
+    retrain = here.get("Retrain", {})
+    shown = [name for name in (*METRICS, *MOVES, "gap", "ratio" if "ratio" in retrain else "time_s") if name in there]
+    table = pd.DataFrame(
+        {m: {name: text(found.get(name), "-").replace(" ", "") for name in shown} for m, found in here.items()}
+    ).T
+    if "A_r" in retrain:
+        table["forgets"] = [forgets(stats, place, method) for method in here]
+    seeds = max(stat.seeds for found in here.values() for stat in found.values())
+    title = f"{dataset}, {task}:{'' if tree == 'cells' else f' {tree},'} {seeds} seed{'s' if seeds > 1 else ''}, "
+    title += "the most that accuracies moved, in points" if tree == "relearn" else "metrics in percent"
+    title += f", time ÷ Retrain's {retrain['time_s'].mean:.2f} s" if "ratio" in retrain else ""
+    return f"{title}\n{table.rename(columns={'ratio': 'time'}).to_string()}"
+
+
+def at(stats, place, method):
+    """All of a method's numbers at a (tree, dataset, task), by metric."""
+    return {key[4]: stat for key, stat in stats.items() if key[:4] == (*place, method)}
+
+
+def text(stat, missing="missing"):
+    """ "mean", with several seeds "mean ± std"."""
+    if stat is None:
+        return missing
+    return f"{stat.mean:.2f}" + (f" ± {stat.std:.2f}" if stat.seeds > 1 and stat.std == stat.std else "")
+
+
+def forgets(stats, place, method):
+    """How much a method forgets, in words: its accuracy on what was to be forgotten, beside Retrain's."""
+    if method == "Retrain":
+        return "-"
+    if is_lost(stats, place, method):
+        return "model lost"
+    name = "A_ts_f" if (*place, method, "A_ts_f") in stats else "A_f"
+    more = stats[*place, "Retrain", name].mean - stats[*place, method, name].mean
+    if abs(more) <= 0.3:
+        return "as Retrain"
+    return ("far " if abs(more) > 2 else "") + ("more" if more > 0 else "less")
+
+
+def markdown_table(header, rows, left=1):
+    """A markdown table whose first `left` columns are left-aligned, the others right-aligned."""
+    rule = ["---"] * left + ["--:"] * (len(header) - left)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *rows])
+
+
+def stats_table(rows, methods):
+    return markdown_table(["Data", "Task", "Metric", "", *methods], rows, left=4)
+
+
+def entries(stats, place, metric, methods):
+    """One row's entries: "mean ± std (seeds)", the best two marked, lost models struck out."""
+    found = {m: stats[*place, m, metric] for m in methods if (*place, m, metric) in stats}
+    lost = [method for method in found if is_lost(stats, place, method)]
+    marks = rank({method: stat.mean for method, stat in found.items()}, metric, lost)
+    shown = {m: f"{MARKS[marks.get(m, 0)].format(text(stat))} ({stat.seeds})" for m, stat in found.items()}
+    shown |= {method: f"<del>{shown[method]}</del>" for method in lost}
+    if metric in ("gap", "MIA_diff"):
+        shown["Retrain"] = "–"
+    return [shown.get(method, "missing") for method in methods]
+
+
+def there(stats, place):
+    """The metrics that a (tree, dataset, task) has, in order."""
+    found = {key[4] for key in stats if key[:3] == place}
+    return [name for name in (*METRICS, *CLEAN, *MOVES, "gap", "time_s", "ratio") if name in found]
+
+
+def metric_rows(stats, place, metrics, methods, published=None):
+    """The rows of one data set and task: ours, and below it the paper's where `published` has the metric."""
+    rows = []
+    for metric in metrics:
+        label = f"{LABELS.get(metric, metric)} {DIRECTIONS.get(metric, '↓')}"
+        rows.append([*place[1:], label, "here", *entries(stats, place, metric, methods)])
+        values = [(published or {}).get((*place[1:], metric, method)) for method in methods]
+        if set(values) != {None}:
+            texts = ["n/a" if value is None else f"{value:.2f}" for value in values]
+            rows.append([*place[1:], label, "paper", *texts])
+    return rows
+
+
+def paper_table(stats, paper, name, datasets):
+    """One of the paper's tables with what there is of it, "" without any cell.
+
+    `stats` and `paper` are from `summarise` and `read_paper_values`, `name` is one of TABLES.
+    """
+    tree, tasks, metrics = TABLES[name]
+    methods = ["Retrain", *ABLATION, "CaMU"] if tree == "ablation" else list(METHODS)
+    published = {key[1:]: value for key, value in paper.items() if f"Table {key[0]}" == name}
+    rows = []
+    for dataset, task in [(dataset, task) for task in tasks for dataset in datasets]:
+        known = there(stats, (tree, dataset, task))
+        more = [m for m in known if tree == "cells" and metrics != ("MIA",) and m not in ("MIA", "time_s", "ratio")]
+        shown = dict.fromkeys((*metrics, *more, *(["gap"] if tree == "ablation" else [])))
+        rows += metric_rows(stats, (tree, dataset, task), shown, methods, published) if known else []
+    if rows and metrics == ("MIA",):
+        rows += mia_rows(stats, published, [(dataset, task) for task in tasks for dataset in datasets])
+    return stats_table(rows, methods) if rows else ""
+
+
+def mia_rows(stats, published, pairs):
+    """The average differences of MIA to Retrain: ours, as the paper prints them, and from the paper's entries."""
+    theirs = {("cells", *place, m, metric): Stat(value, 0, 1) for (*place, metric, m), value in published.items()}
+    every = [key[1:3] for key in theirs if key[3:] == ("Retrain", "MIA")]
+    ours = {m: found for m in METHODS if (found := mean_mia_difference(stats, pairs, m))}
+    marks = rank({method: value for method, (value, _) in ours.items()}, "MIA_diff")
+    derived = {m: found for m in METHODS if (found := mean_mia_difference(theirs, every, m))}
+    sources = {
+        "here": {m: f"{MARKS[marks.get(m, 0)].format(f'{value:.2f}')} ({count})" for m, (value, count) in ours.items()},
+        "paper, as printed": {key[3]: f"{v:.2f}" for key, v in published.items() if key[2] == "MIA_diff_printed"},
+        "paper, from its entries": {m: f"{value:.2f}" for m, (value, n) in derived.items() if n == len(every)},
+    }
+    return [
+        ["all", "all", "MIA_diff ↓", source, *("–" if m == "Retrain" else found.get(m, "n/a") for m in METHODS)]
+        for source, found in sources.items()
+    ]
+
+
+def glance_table(stats, paper, places):
+    """A row for each (dataset, task) of `places`: the gaps, CaMU's time, and how far Retrain is from the paper's."""
+    methods = [method for method in METHODS if method != "Retrain"]
+    rows = []
+    for dataset, task in places:
+        gaps = entries(stats, ("cells", dataset, task), "gap", methods)
+        time = text(stats.get(("efficiency", dataset, task, "CaMU", "ratio")), "–")
+        published = {key[3]: v for key, v in paper.items() if (*key[1:3], key[4]) == (dataset, task, "Retrain")}
+        ours = at(stats, ("cells", dataset, task), "Retrain")
+        off = [(abs(ours[name].mean - published[name]), name) for name in METRICS if name in ours and name in published]
+        rows.append([dataset, task, *gaps, time, "{:.2f} ({})".format(*max(off)) if off else "–"])
+    return markdown_table(["Data", "Task", *methods, "CaMU's time", "Retrain, off the paper's by"], rows, left=2)
+
+
+def claims_table(cells):
+    """What `claims.answers` found, a row a claim and place."""
+    rows = [[claim, where, VERDICTS[holds], figures] for claim, where, holds, figures in answers(cells)]
+    return markdown_table(["Claim", "Where (seeds)", "Here", ""], rows, left=4)
