@@ -259,13 +259,11 @@ def test_the_command_names_what_was_left_to_the_machine_and_quotes_for_the_shell
     assert again.image_size is None and "--override" not in words
 
 
-def test_the_commit_is_that_of_this_checkout_or_unknown(tmp_path, monkeypatch):
+def test_the_commit_is_that_of_this_checkout_or_unknown(monkeypatch):
     if (ROOT / ".git").exists():
         assert provenance(TOY)["commit"] == commit() != "unknown"
-    (tmp_path / "harness").mkdir()
-    monkeypatch.setattr(cells, "__file__", str(tmp_path / "harness/cells.py"))
-    assert commit() == "unknown"  # outside a checkout
-    (tmp_path / ".git").mkdir()
-    assert commit() == "unknown"  # in one that is broken
-    monkeypatch.setenv("PATH", "")
-    assert commit() == "unknown"  # without git
+    with monkeypatch.context() as patch:  # as where the code lies unpacked in a checkout of something else
+        patch.setattr(cells, "__file__", str(ROOT / "results/cells/cells.py"))
+        assert commit() == "unknown"
+    monkeypatch.setenv("PATH", "")  # without git
+    assert commit() == "unknown"

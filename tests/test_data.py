@@ -1,133 +1,228 @@
-import shutil
+from dataclasses import replace
+from itertools import islice
 
-import numpy as np
 import pytest
 import torch
-from conftest import make_toy_split
-from PIL import Image
+from conftest import colour_images, make_toy_split
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torchvision.transforms import functional as tv
 
-from config import UserError
 from data import (
     Dataset,
     Images,
     counterfactuals,
     crop_and_flip,
+    cycled_batches,
     draw_crops,
     draw_remain,
     generator,
+    joint_batches,
     joint_dataset,
-    load,
     make_split,
-    parse_task,
-    parse_tasks,
     shuffled_batches,
+    tensor_split,
 )
+from harness.store import UserError
+from harness.tasks import Task, parse_task
+
+SMALL = settings(max_examples=50, deadline=None)
 
 
-def write_tree(root, name="Own", mode="RGB", sizes=((20, 30), (64, 48)), classes=("cat", "dog", "eel"), per_class=4):
-    rng = np.random.default_rng(0)
-    for part in ("train", "test"):
-        for k, label in enumerate(classes):
-            folder = root / name / part / label
-            folder.mkdir(parents=True)
-            for i in range(per_class):
-                width, height = sizes[i % len(sizes)]
-                shape = (height, width, 3) if mode == "RGB" else (height, width)
-                pixels = rng.integers(0, 80, shape, dtype=np.uint8) + np.uint8(50 * k)
-                Image.fromarray(pixels).save(folder / f"{i}.png")
-    return root
+def blank(labels, classes=10, name="toy"):
+    """A data set of blank images with these labels."""
+    images = Images(torch.zeros(len(labels), 1, 4, 4, dtype=torch.uint8), torch.as_tensor(labels))
+    return Dataset(name, "CNN", images, images, tuple(map(str, range(classes))))
 
 
-def test_optdigits_is_a_fixed_stratified_split():
-    a, b = load("OptDigits", "nowhere"), load("OptDigits", "nowhere")
-    assert (len(a.train), len(a.test)) == (1437, 360)
-    assert a.train.pixels.shape[1:] == (1, 28, 28) and a.train.pixels.dtype == torch.uint8
-    assert a.train.pixels.max() == 255 and a.train.batch(torch.arange(3)).max() <= 1
-    assert torch.equal(a.train.pixels, b.train.pixels) and a.fingerprint() == b.fingerprint()
-    assert (torch.bincount(a.test.labels) - 36).abs().max() <= 1
+def augmented(count=12, side=24):
+    """Images that the training transform crops and flips."""
+    return Images(*colour_images(count, side), side=side, normalise=True, augment=True)
 
 
-@pytest.mark.parametrize("name, forgotten", [("random10", 144), ("random20", 287), ("class0", 142), ("class0,3", 288)])
-def test_splits_are_disjoint_and_complete(name, forgotten):
-    dataset = load("OptDigits", "nowhere")
-    split = make_split(dataset, parse_task(name), seed=0)
-    assert len(split.forget) == forgotten
-    assert sorted(torch.cat([split.forget, split.remain]).tolist()) == list(range(1437))
+@st.composite
+def datasets(draw):
+    """Small data sets with at least two classes, each with a sample."""
+    classes = draw(st.integers(2, 6))
+    labels = draw(st.lists(st.integers(0, classes - 1), min_size=classes, max_size=60))
+    labels[:classes] = range(classes)
+    return blank(labels, classes)
+
+
+def test_streams_of_randomness_are_named_by_all_of_their_purpose():
+    purposes = [(0, "a"), (0, "b"), (1, "a"), ("0a",), (0, "a", 0)]
+    first, again = ([torch.rand(3, generator=generator(*purpose)).tolist() for purpose in purposes] for _ in range(2))
+    assert first == again and len(set(map(tuple, first))) == len(purposes)
+
+
+def test_the_fingerprint_tells_data_and_their_way_to_the_model_apart():
+    train, test = augmented(), replace(augmented(8), augment=False)
+    pixels, labels = train.pixels.clone(), train.labels.clone()
+    pixels[3, 1, 5, 5] += 1
+    labels[3] += 1
+    ways = [{"pixels": pixels}, {"labels": labels}, {"side": 32}, {"normalise": False}, {"augment": False}]
+    parts = [(train, test), *((replace(train, **way), test) for way in ways), (test, train)]
+    found = [Dataset("toy", "ResNet-18", *pair, tuple("abcd")).fingerprint() for pair in parts]
+    assert len(set(found)) == len(parts)
+    assert Dataset("toy", "ResNet-18", train, test, tuple("abcd")).fingerprint() == found[0]
+    assert Dataset("toy", "CNN", train, test, tuple("abcd")).fingerprint() not in found
+
+
+@SMALL
+@given(datasets(), st.integers(0, 5), st.one_of(st.floats(1, 99), st.sets(st.integers(0, 5), min_size=1)))
+def test_splits_are_a_partition(dataset, seed, what):
+    text = f"random{what:.2f}" if isinstance(what, float) else "class" + ",".join(map(str, what))
+    try:
+        split = make_split(dataset, parse_task(text), seed)
+    except UserError:
+        assume(False)
+    both = torch.cat([split.forget, split.remain]).tolist()
+    assert sorted(both) == list(range(len(dataset.train))) and len(split.forget) and len(split.remain)
     if split.forgotten_classes:
-        assert set(dataset.train.labels[split.forget].tolist()) == set(split.forgotten_classes)
-        assert not torch.isin(dataset.train.labels[split.remain], torch.tensor(split.forgotten_classes)).any()
+        gone = torch.isin(dataset.train.labels, torch.tensor(split.forgotten_classes))
+        assert split.kind == "class" and split.forget.tolist() == gone.nonzero()[:, 0].tolist()
+    else:
+        assert len(split.forget) == round(len(dataset.train) * parse_task(text).percent / 100)
 
 
-def test_the_seed_alone_draws_the_forget_set():
-    dataset, task = load("OptDigits", "nowhere"), parse_task("random10")
-    first = make_split(dataset, task, 0).forget
+@pytest.mark.parametrize(
+    "task, forgotten, kind",
+    [("random10", 144, "random"), ("random0.9", 13, "few"), ("class0", 144, "class"), ("class0,3", 288, "class")],
+)
+def test_a_task_forgets_so_many_samples(task, forgotten, kind):
+    split = make_split(blank(torch.arange(1437) % 10), parse_task(task), seed=0)
+    assert (len(split.forget), split.kind) == (forgotten, kind)
+
+
+def test_samples_named_in_a_file_are_forgotten():
+    split = make_split(blank(torch.arange(30) % 10), Task("ids-mine", ids=("7", "3")), seed=0)
+    assert split.forget.tolist() == [3, 7] and len(split.remain) == 28 and split.forgotten_classes == ()
+
+
+def test_seed_data_set_and_task_alone_draw_the_forget_set():
+    labels = torch.arange(400) % 10
+    first = make_split(blank(labels), parse_task("random10"), 0).forget
     torch.rand(17)  # the global generator has no say
-    assert torch.equal(first, make_split(dataset, task, 0).forget)
-    assert not torch.equal(first, make_split(dataset, task, 1).forget)
+    assert torch.equal(first, make_split(blank(labels), parse_task("random10.0"), 0).forget)
+    assert not torch.equal(first, make_split(blank(labels), parse_task("random10"), 1).forget)
+    assert not torch.equal(first, make_split(blank(labels, name="other"), parse_task("random10"), 0).forget)
+    assert not torch.isin(first, make_split(blank(labels), parse_task("random20"), 0).forget).all()
 
 
-@pytest.mark.parametrize("text", ["random0", "random100", "random", "class", "class0,", "klass1", "", "random-5"])
-def test_unknown_tasks_are_refused(text):
-    with pytest.raises(UserError, match="write random<percent>"):
-        parse_task(text)
+@pytest.mark.parametrize(
+    "task, message",
+    [
+        ("class12", "has no class 12; its classes are 0 to 9"),
+        ("class0,1,2,3,4,5,6,7,8,9", "every class"),
+        ("random0.01", r"0\.01 % of 400 samples is 0"),
+        ("random99.9", r"99\.9 % of 400 samples is 400"),
+    ],
+)
+def test_impossible_tasks_are_refused(task, message):
+    with pytest.raises(UserError, match=message):
+        make_split(blank(torch.arange(400) % 10), parse_task(task), 0)
 
 
-def test_several_classes_have_one_name():
-    assert parse_task("class3,0,3") == parse_task("class0,3")
-    assert parse_task("random10.0").name == "random10"
+def test_own_tensors_are_split():
+    y = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2])
+    whole, part = tensor_split(y[:, None], y, [7, 1, 4]), tensor_split(y[:, None], y, torch.tensor([7, 1]))
+    assert (whole.kind, whole.forgotten_classes, whole.classes) == ("class", (1,), 3)
+    assert (part.kind, part.forgotten_classes) == ("random", ())
+    assert part.forget.tolist() == [1, 7] and part.remain.tolist() == [0, 2, 3, 4, 5, 6, 8]
+    assert torch.equal(part.train.batch(part.forget), y[[1, 7], None])  # as they are
+    y = torch.arange(200) % 2
+    assert tensor_split(y[:, None], y, [5]).kind == "few"
 
 
-def test_impossible_tasks_are_refused():
-    dataset = load("OptDigits", "nowhere")
-    with pytest.raises(UserError, match="has no class 12; its classes are 0 to 9"):
-        make_split(dataset, parse_task("class12"), 0)
-    with pytest.raises(UserError, match="every class"):
-        make_split(dataset, parse_task("class0,1,2,3,4,5,6,7,8,9"), 0)
-    with pytest.raises(UserError, match=r"0\.01 % of 1437 samples is 0"):
-        make_split(dataset, parse_task("random0.01"), 0)
+@pytest.mark.parametrize(
+    "forget, message",
+    [
+        ([], "0 of 9 samples are to be forgotten"),
+        (list(range(9)), "9 of 9"),
+        ([1, 1], "each at most once"),
+        ([-1], "from 0 to 8"),
+        ([9], "from 0 to 8"),
+    ],
+)
+def test_bad_indices_are_refused(forget, message):
+    y = torch.arange(9) % 3
+    with pytest.raises(UserError, match=message):
+        tensor_split(y[:, None], y, torch.tensor(forget, dtype=torch.long))
+    with pytest.raises(UserError, match="at least two classes"):
+        tensor_split(y[:, None], 0 * y, [1])
 
 
-@pytest.mark.parametrize("repeats", [1, 10])
-@pytest.mark.parametrize("forgotten_class", [None, 2])
-def test_joint_dataset(repeats, forgotten_class):
-    split = make_toy_split(forgotten_class=forgotten_class)
-    joint = joint_dataset(split, repeats, seed=0)
-    assert torch.equal(joint.forget.bincount(minlength=400), torch.isin(torch.arange(400), split.forget) * repeats)
+@SMALL
+@given(datasets(), st.integers(0, 5), st.integers(1, 4), st.data())
+def test_the_joint_dataset_holds_what_algorithm_1_asks_for(dataset, seed, repeats, data):
+    count = len(dataset.train)
+    forget = data.draw(st.sets(st.integers(0, count - 1), min_size=1, max_size=count - 1))
+    split = tensor_split(dataset.train.pixels, dataset.train.labels, sorted(forget))
+    joint = joint_dataset(split, repeats, seed)
+    assert sorted(joint.forget.tolist()) == sorted(sorted(forget) * repeats)
     assert not torch.isin(joint.remain, split.forget).any()
     assert (joint.y_c != split.train.labels[joint.forget]).all()
-    assert set(joint.y_c.tolist()) == {0, 1, 2, 3} - {forgotten_class}
-    seen = 0
-    for rows, x_r, x_c in counterfactuals(split, joint):
+    assert joint.y_c.min() >= 0 and joint.y_c.max() < split.classes
+    for _, x_r, x_c in counterfactuals(split, joint):
+        assert (x_c - x_r).min() >= 0 and (x_c - x_r).max() <= 1
+
+
+def test_counterfactuals_are_remain_samples_with_a_uniform_mask(toy_split):
+    joint = joint_dataset(toy_split, 10, seed=0)
+    seen = []
+    for rows, x_r, x_c in counterfactuals(toy_split, joint):
         mask = x_c - x_r
-        torch.testing.assert_close(x_r, split.train.batch(joint.remain[rows]))
+        torch.testing.assert_close(x_r, toy_split.train.batch(joint.remain[rows]))
         assert -1e-6 <= mask.min() < 0.01 and 0.99 < mask.max() <= 1 + 1e-6
         assert mask.mean().item() == pytest.approx(0.5, abs=0.01)
-        seen += len(rows)
-    assert seen == len(joint) == repeats * len(split.forget)
-    again = joint_dataset(split, repeats, seed=0)
-    assert torch.equal(joint.remain, again.remain) and joint.mask_seed == again.mask_seed
-    assert not torch.equal(joint.remain, joint_dataset(split, repeats, seed=1).remain)
+        assert not torch.allclose(mask[0], mask[1])
+        seen += rows.tolist()
+    assert seen == list(range(400))
 
 
-def test_the_attacks_members_are_the_first_of_the_joint_dataset(toy_split):
-    joint = joint_dataset(toy_split, 3, seed=5)
-    assert torch.equal(draw_remain(toy_split, 30, 5), joint.remain[:30])
+def test_the_seed_draws_the_joint_dataset(toy_split):
+    first, again, other = (joint_dataset(toy_split, 3, seed) for seed in (5, 5, 6))
+    for name in ("remain", "y_c"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+        assert not torch.equal(getattr(first, name), getattr(other, name))
+    assert first.mask_seed == again.mask_seed != other.mask_seed
+    assert torch.equal(draw_remain(toy_split, 30, 5), first.remain[:30])  # the membership attack's members
 
 
-def test_every_label_is_drawn_equally_often():
-    joint = joint_dataset(make_toy_split(forgotten_class=1), 100, seed=0)
+def test_every_label_and_every_remain_sample_is_drawn_equally_often():
+    split = make_toy_split(forgotten_class=1)
+    joint = joint_dataset(split, 100, seed=0)
     counts = torch.bincount(joint.y_c, minlength=4)
     assert counts[1] == 0 and (counts[[0, 2, 3]] / len(joint) - 1 / 3).abs().max() < 0.02
+    often = joint.remain.bincount(minlength=400)[split.remain]
+    assert often.min() > 0 and often.double().var().item() == pytest.approx(often.double().mean().item(), rel=0.3)
 
 
 def test_an_epoch_visits_every_sample_once(toy_split):
     rows, xs, ys = zip(*shuffled_batches(toy_split.train, toy_split.remain, 32, generator(0)))
-    assert sorted(torch.cat(rows).tolist()) == list(range(len(toy_split.remain)))
-    assert max(map(len, rows)) == 32
-    chosen = toy_split.remain[torch.cat(rows)]
+    order = torch.cat(rows).tolist()
+    assert sorted(order) == list(range(len(toy_split.remain))) != order
+    assert [len(part) for part in rows] == [32] * 11 + [8]
+    chosen = toy_split.remain[order]
     torch.testing.assert_close(torch.cat(xs), toy_split.train.pixels[chosen] / 255)
     assert torch.equal(torch.cat(ys), toy_split.train.labels[chosen])
+
+
+def test_cycled_batches_are_shuffled_anew_each_time_round(toy_split):
+    rows = [
+        part.tolist() for part, _, _ in islice(cycled_batches(toy_split.train, toy_split.forget, 20, generator(0)), 6)
+    ]
+    rounds = [first + second for first, second in zip(rows[::2], rows[1::2])]
+    assert all(sorted(order) == list(range(40)) for order in rounds) and len(set(map(tuple, rounds))) == 3
+
+
+def test_an_epoch_over_the_joint_dataset_visits_every_tuple_once(toy_split):
+    joint = joint_dataset(toy_split, 2, seed=0)
+    rows, x_r, y_r, x_f, y_c = map(torch.cat, zip(*joint_batches(toy_split, joint, 32, generator(0))))
+    assert sorted(rows.tolist()) == list(range(80)) != rows.tolist()
+    assert torch.equal(x_r, toy_split.train.batch(joint.remain[rows]))
+    assert torch.equal(x_f, toy_split.train.batch(joint.forget[rows]))
+    assert torch.equal(y_r, toy_split.train.labels[joint.remain[rows]]) and torch.equal(y_c, joint.y_c[rows])
 
 
 def test_crops_equal_torchvisions():
@@ -148,196 +243,29 @@ def test_crops_have_the_area_and_ratio_asked_for():
     assert ((ratio > 0.73) & (ratio < 1.36)).float().mean() > 0.99
 
 
-def test_augmented_images_are_normalised_at_the_models_size():
-    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    images = Images(pixels, torch.zeros(4, dtype=torch.long), side=64, normalise=True, augment=True)
-    clean = images.batch(torch.tensor([2]))
-    expected = tv.resize(pixels[2] / 255, [64, 64], antialias=False)
+def test_images_are_resized_and_normalised():
+    images = replace(augmented(4, 32), side=64)
+    expected = tv.resize(images.pixels[2] / 255, [64, 64], antialias=False)
     expected = tv.normalize(expected, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    torch.testing.assert_close(clean[0], expected)
-    assert images.batch(torch.arange(4), images.draw_crops(4, generator(0))).shape == (4, 3, 64, 64)
-    joint = joint_dataset(dataset_split(images), 1, seed=0)
-    (rows, x_r, x_c), *_ = counterfactuals(dataset_split(images), joint)
+    torch.testing.assert_close(images.batch(torch.tensor([2]))[0], expected)
+
+
+def test_training_crops_before_it_normalises():
+    images = augmented()
+    rows, x, _ = next(shuffled_batches(images, torch.arange(12), 12, generator(0)))
+    rng = generator(0)
+    assert torch.equal(rows, torch.randperm(12, generator=rng))
+    assert torch.equal(x, images.standardise(crop_and_flip(images.unit(rows), images.draw_crops(12, rng))))
+    batches = list(shuffled_batches(images, torch.arange(12), 5, generator(0)))  # crops do not depend on the batches
+    torch.testing.assert_close(torch.cat([part for _, part, _ in batches]), x)
+    assert replace(images, augment=False).draw_crops(12, rng) is None
+
+
+def test_masks_are_added_to_what_the_model_sees():
+    images = augmented()
+    split = make_split(Dataset("Own", "ResNet-18", images, images, tuple("abcd")), parse_task("random50"), 0)
+    joint = joint_dataset(split, 1, seed=0)
+    ((rows, x_r, x_c),) = counterfactuals(split, joint)
     torch.testing.assert_close(x_r, images.batch(joint.remain[rows], joint.counterfactual_crops[rows]))
     assert ((x_c - x_r) > -1e-5).all() and ((x_c - x_r) < 1 + 1e-5).all()  # drawn after normalisation
-
-
-def dataset_split(images):
-    dataset = Dataset("Own", "ResNet-18", images, images, ("a", "b"))
-    return make_split(dataset, parse_task("random50"), 0)
-
-
-def test_rgb_folder_gets_resnet(tmp_path):
-    dataset = load("Own", write_tree(tmp_path))
-    assert dataset.model == "ResNet-18" and dataset.classes == ("cat", "dog", "eel")
-    assert dataset.train.pixels.shape == (12, 3, 64, 64) and dataset.train.side == 64
-    assert dataset.train.augment and not dataset.test.augment and not dataset.published_protocol
-    assert dataset.train.batch(torch.arange(2)).shape == (2, 3, 64, 64)
-    assert load("Own", tmp_path, image_size=32).train.pixels.shape == (12, 3, 32, 32)
-
-
-def test_small_gray_folder_gets_cnn_large_gray_resnet(tmp_path):
-    small = load("Own", write_tree(tmp_path / "a", mode="L", sizes=((32, 20),)))
-    assert small.model == "CNN" and small.train.pixels.shape == (12, 1, 28, 28) and not small.train.augment
-    large = load("Own", write_tree(tmp_path / "b", mode="L", sizes=((33, 20),)))
-    assert large.model == "ResNet-18" and large.train.pixels.shape == (12, 3, 64, 64)
-
-
-def test_cifar_tree_follows_the_published_protocol(tmp_path):
-    dataset = load("CIFAR10", write_tree(tmp_path, "CIFAR10", sizes=((32, 32),)))
-    assert dataset.published_protocol and dataset.train.side == 224
-    assert dataset.train.pixels.shape == (12, 3, 32, 32)
-
-
-def test_gray_built_in_sets_are_read_from_colour_trees_too(tmp_path):
-    """MNIST exported as RGB is MNIST."""
-    dataset = load("Digit", write_tree(tmp_path, "Digit", sizes=((28, 28),)))
-    assert (dataset.model, dataset.published_protocol) == ("CNN", False)
-    assert dataset.train.pixels.shape == (12, 1, 28, 28)
-
-
-def test_folder_order_is_one_fixed_shuffle(tmp_path):
-    dataset = load("Own", write_tree(tmp_path, per_class=20))
-    assert dataset.train.labels.tolist() != sorted(dataset.train.labels.tolist())
-    assert torch.equal(dataset.train.labels, load("Own", tmp_path).train.labels)
-    for i, place in enumerate(dataset.order.tolist()):
-        assert dataset.files[place].startswith(dataset.classes[dataset.train.labels[i]])
-
-
-def test_cache_is_used_and_rebuilt_when_the_tree_changes(tmp_path, monkeypatch):
-    before = load("Own", write_tree(tmp_path))
-    cache = tmp_path / "Own.cache.pt"
-    assert cache.exists()
-    with monkeypatch.context() as patch:
-        patch.setattr("data._decode", lambda *_: pytest.fail("decoded again"))
-        assert load("Own", tmp_path).fingerprint() == before.fingerprint()
-    shutil.copy(tmp_path / "Own/train/dog/0.png", tmp_path / "Own/train/cat/9.png")
-    assert len(load("Own", tmp_path).train) == 13
-    cache.write_bytes(cache.read_bytes()[:1000])
-    assert len(load("Own", tmp_path).train) == 13
-
-
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, capsys):
-    def full(*_):
-        raise UserError("cannot be written")
-
-    monkeypatch.setattr("data.save_atomically", full)
-    assert len(load("Own", write_tree(tmp_path)).train) == 12
-    assert "decoded images are not cached" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("header", [b"P5\n9 -9\n255\n", b"BM" + bytes([255]) * 60])
-def test_any_damage_to_an_image_is_named(tmp_path, header):
-    (write_tree(tmp_path) / "Own/test/dog/1.png").write_bytes(header)
-    with pytest.raises(UserError, match=r"test/dog/1\.png: not a readable image"):
-        load("Own", tmp_path)
-
-
-def test_too_few_test_images_for_the_attack_are_refused(tmp_path):
-    for file in sorted((write_tree(tmp_path) / "Own/test").rglob("*.png")):
-        if file.name != "0.png" or file.parent.name == "cat":
-            file.unlink()
-    shutil.rmtree(tmp_path / "Own/train/cat")
-    shutil.rmtree(tmp_path / "Own/test/cat")
-    with pytest.raises(UserError, match="holds 2 images; the membership attack needs at least 3"):
-        load("Own", tmp_path)
-
-
-def test_corrupt_image_is_named(tmp_path):
-    bad = write_tree(tmp_path) / "Own/test/dog/1.png"
-    bad.write_bytes(bad.read_bytes()[:60])
-    with pytest.raises(UserError, match=r"test/dog/1\.png: not a readable image"):
-        load("Own", tmp_path)
-
-
-def test_folders_that_do_not_fit_are_refused(tmp_path):
-    shutil.rmtree(write_tree(tmp_path) / "Own/test/eel")
-    with pytest.raises(UserError, match="same classes; only one has eel"):
-        load("Own", tmp_path)
-    (tmp_path / "Own/test/eel").mkdir()
-    with pytest.raises(UserError, match="eel"):
-        load("Own", tmp_path)
-    shutil.rmtree(tmp_path / "Own/test")
-    with pytest.raises(UserError, match="Own has no folder test/"):
-        load("Own", tmp_path)
-
-
-def test_missing_data_say_where_they_were_looked_for(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=f"no data set 'Photos'.*{tmp_path}/Photos/train"):
-        load("Photos", tmp_path)
-
-    def no_network(*_, **__):
-        raise OSError("no network")
-
-    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", no_network)
-    with pytest.raises(
-        UserError, match=rf"sound files of torchvision's in {tmp_path}/MNIST/raw nor .*{tmp_path}/Digit/train"
-    ):
-        load("Digit", tmp_path)
-
-
-@pytest.mark.parametrize("damage", [100, 1_000_016])
-def test_truncated_mnist_is_named(tmp_path, real_data, damage):
-    shutil.copytree(real_data / "MNIST", tmp_path / "MNIST")
-    file = tmp_path / "MNIST/raw/train-images-idx3-ubyte"
-    file.chmod(0o644)
-    file.write_bytes(file.read_bytes()[:damage])
-    with pytest.raises(UserError, match=r"MNIST/raw .*damaged"):
-        load("Digit", tmp_path)
-
-
-def ids_task(tmp_path, *lines):
-    path = tmp_path / "requests.txt"
-    path.write_text("\n".join(map(str, lines)) + "\n")
-    return parse_task(f"ids:{path}")
-
-
-def test_chosen_samples(tmp_path):
-    dataset = load("OptDigits", "nowhere")
-    split = make_split(dataset, ids_task(tmp_path, 7, "", " 3 ", 1436), 0)
-    assert split.forget.tolist() == [3, 7, 1436] and len(split.remain) == 1434
-    assert (split.kind, ids_task(tmp_path, 3).name) == ("few", "ids-requests")
-
-
-def test_chosen_files_of_an_image_folder(tmp_path):
-    dataset = load("Own", write_tree(tmp_path))
-    split = make_split(dataset, ids_task(tmp_path, "dog/2.png", 0), 0)
-    named = {dataset.files[i] for i in dataset.order[split.forget].tolist()}
-    assert named == {"dog/2.png", "cat/0.png"}  # index 0 is the first of the sorted files
-
-
-@pytest.mark.parametrize(
-    "lines, message",
-    [
-        ((5, 6, 5), "line 3: 5 is there twice, first in line 1"),
-        ((1437,), "line 1: OptDigits has no training sample 1437, only 0 to 1436"),
-        ((0, -1), "line 2: OptDigits has no training sample -1"),
-        ((1, "", "two"), "line 3: 'two' is not an index of a training sample"),
-        (range(1437), "forgets all 1437"),
-        ((), "names no sample"),
-    ],
-)
-def test_bad_ids_are_refused(tmp_path, lines, message):
-    with pytest.raises(UserError, match=message):
-        make_split(load("OptDigits", "nowhere"), ids_task(tmp_path, *lines), 0)
-
-
-def test_two_requests_of_one_name_are_refused(tmp_path):
-    """They would overwrite each other's cells."""
-    paths = [tmp_path / folder / "request.txt" for folder in "ab"]
-    for path in paths:
-        path.parent.mkdir()
-        path.write_text(path.parent.name.replace("a", "1").replace("b", "2"))
-    texts = ("random10", *(f"ids:{path}" for path in paths))
-    with pytest.raises(UserError, match=r"b/request.txt': another one is called ids-request too"):
-        parse_tasks(texts)
-    assert [task.name for task in parse_tasks(("class0", *texts[:2], "random10.0"))] == [
-        "class0",
-        "random10",
-        "ids-request",
-    ]
-
-
-def test_missing_ids_file_is_refused():
-    with pytest.raises(UserError, match=r"ids:nowhere\.txt: the file cannot be read"):
-        parse_task("ids:nowhere.txt")
+    assert not torch.equal(joint.counterfactual_crops, joint.forget_crops)

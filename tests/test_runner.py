@@ -1,129 +1,44 @@
 """Many cells: interrupted, in parallel, on a cluster. The numbers must be those of an undisturbed run."""
 
 import json
+import multiprocessing
 import os
 import random
-import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, make_toy_dataset, records
 
 import main
-from config import UserError
-from data import parse_task
-from experiment import Job, check_writable, key, run_jobs
-
-QUICK = ("--pretrain-epochs", "1", "--retrain-epochs", "1", "--quiet")
+import training
+from harness.runner import run_all
+from harness.store import UserError
 
 
 def results(folder):
     """Every cell's content but what may differ between runs: times, and how many ran at once."""
-    found = {}
-    for path in sorted(folder.rglob("*.json")):
-        record = json.loads(path.read_text())
-        found[str(path.relative_to(folder))] = {k: v for k, v in record.items() if k not in ("time_s", "conditions")}
-    return found
+    return {
+        str(path): {name: value for name, value in record.items() if name not in ("time_s", "conditions")}
+        for path, record in records(folder).items()
+    }
 
 
-def start(tmp_path, name, *arguments):
-    folders = [f"--results-dir={tmp_path / name}", f"--checkpoints-dir={tmp_path / name}-checkpoints"]
-    command = [sys.executable, str(ROOT / "main.py"), *folders, *QUICK, *arguments]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=tmp_path,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where pytest runs in the background
-    )
+@pytest.fixture
+def config(toy_config):
+    return replace(toy_config, methods=("Retrain", "SISA", "CaMU"))
 
 
-def test_runs_that_start_together_do_not_disturb_each_other(tmp_path):
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(check_writable, [tmp_path / "runs"] * 400))
-    assert not list((tmp_path / "runs").iterdir())
+def elsewhere(config, folder, **changes):
+    return replace(config, results_dir=f"{folder}/runs", checkpoints_dir=f"{folder}/checkpoints", **changes)
 
 
-@pytest.mark.slow
-def test_killed_at_any_moment_nothing_is_lost(tmp_path):
-    arguments = (
-        "--methods",
-        "Retrain",
-        "Boundary",
-        "SISA",
-        "CaMU",
-        "--tasks",
-        "class0",
-        "--override",
-        "CaMU.repeats=1",
-    )
-    began = time.monotonic()
-    whole = start(tmp_path, "whole", *arguments)
-    assert whole.wait() == 0, whole.stdout.read()
-    duration = time.monotonic() - began
-    rng, seen = random.Random(0), {}
-    for _ in range(10):
-        run = start(tmp_path, "killed", *arguments)
-        try:
-            run.wait(rng.uniform(0.5, 1.0) * duration)
-        except subprocess.TimeoutExpired:
-            run.send_signal(signal.SIGKILL)
-            run.wait()
-        for path in (tmp_path / "killed").rglob("*.json"):
-            json.loads(path.read_text())  # in full or not at all
-            written = seen.setdefault(path, path.stat().st_mtime_ns)
-            assert path.stat().st_mtime_ns == written, f"{path} was run twice"
-        assert seen.keys() == set((tmp_path / "killed").rglob("*.json")), "a finished cell was lost"
-    last = start(tmp_path, "killed", *arguments)
-    assert last.wait() == 0, last.stdout.read()
-    assert results(tmp_path / "killed") == results(tmp_path / "whole")
-    assert not list(tmp_path.rglob("*.damaged"))
-
-
-def test_a_damaged_state_of_an_interrupted_training_is_set_aside(small_config):
-    config = replace(small_config, tasks=("class0",), methods=("Retrain",))
-    main.main(config)
-    (path,) = Path(config.results_dir).rglob("*.json")
-    undisturbed = json.loads(path.read_text())
-    cell = main.Cell("OptDigits", parse_task("class0"), "Retrain", 0)
-    partial = cell.model_path(config).parent / f"{key(undisturbed['config'])}-cells.partial.pt"
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_bytes(b"no tensors")
-    path.unlink()
-    main.main(config)
-    assert json.loads(path.read_text())["metrics"] == undisturbed["metrics"]
-    assert partial.with_name(partial.name + ".damaged").exists() and not partial.exists()
-
-
-@pytest.mark.slow
-def test_ctrl_c_says_how_to_continue(tmp_path):
-    run = start(tmp_path, "stopped", "--tasks", "random10", "--seeds", "0", "1", "2", "--jobs", "2")
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "stopped").rglob("*.json")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    run.send_signal(signal.SIGINT)
-    output = run.communicate(timeout=60)[0]
-    assert run.returncode == 130, output
-    assert "interrupted; the same command continues" in output and "Traceback" not in output
-
-
-@pytest.mark.slow
-def test_any_number_of_jobs_gives_the_same_results(small_config, tmp_path):
-    config = replace(small_config, tasks=("class0",), methods=("Retrain", "SISA", "T-S", "CaMU"))
-    main.main(config)
-    parallel = {"results_dir": str(tmp_path / "two"), "checkpoints_dir": str(tmp_path / "two-checkpoints"), "jobs": 2}
-    main.main(replace(config, **parallel))
-    assert results(tmp_path / "two") == results(tmp_path / "results")
-    kept = {path.name for path in (tmp_path / "two-checkpoints/OptDigits").iterdir()}
-    assert len(kept) == 1 + 5 and not any("partial" in name for name in kept)
+def double(value, progress=None):
+    return 2 * value
 
 
 def end_itself(value):
@@ -132,53 +47,106 @@ def end_itself(value):
     return value
 
 
-def test_a_killed_worker_is_said_in_one_line(small_config):
-    jobs = [Job(str(i), end_itself, lambda i=i: {"value": i}, lambda _: None) for i in range(3)]
+def test_arguments_are_made_when_a_call_is_started_and_results_come_as_they_finish(small_config):
+    events = []
+
+    def arguments(i):
+        events.append(f"start {i}")
+        return {"value": i}
+
+    for purpose, result in run_all(double, {i: lambda i=i: arguments(i) for i in range(3)}, small_config, "x"):
+        events.append(f"end {purpose}: {result}")
+    assert events == ["start 0", "end 0: 0", "start 1", "end 1: 2", "start 2", "end 2: 4"]
+    assert not list(run_all(double, {}, replace(small_config, cluster="nowhere"), "nothing to do"))
+
+
+@pytest.mark.slow
+def test_any_number_of_jobs_gives_the_same_results(config, tmp_path):
+    main.main(config)
+    main.main(parallel := elsewhere(config, tmp_path / "two", jobs=2))
+    assert results(tmp_path / "two/runs") == results(tmp_path / "results")
+    kept = {path.name.rpartition("-")[0] for path in (tmp_path / "two/checkpoints/Toy").iterdir()}
+    assert kept == {"pretrained", "SISA-shard0", "SISA-shard1"}
+    assert {record["conditions"]["jobs"] for record in records(tmp_path / "two").values()} == {2}
+    calls = {i: lambda i=i: {"value": i} for i in range(3)}
     with pytest.raises(UserError, match=r"one of the 2 processes was ended .* with fewer --jobs"):
-        run_jobs(jobs, replace(small_config, jobs=2), "dying")
+        list(run_all(end_itself, calls, parallel, "dying"))
+
+
+def run_saving_often(config):
+    """In a process of its own: main, on the toy data, keeping the state of every training after each epoch."""
+    training.SAVE_EVERY_S = 0
+    main.load = lambda *_, **__: make_toy_dataset()
+    main.main(config)
 
 
 @pytest.mark.slow
-def test_studies(small_config, tmp_path, capsys):
-    config = replace(small_config, tasks=("class0",), methods=("Retrain", "SISA", "CaMU"), study="paper")
-    main.main(config)
-    trees = {path.parts[0] for path in (p.relative_to(tmp_path / "results") for p in tmp_path.rglob("seed0.json"))}
-    assert trees == {"cells", "ablation", "relearn", "efficiency"}
-    found = results(tmp_path / "results")
-    assert len(found) == 3 + 3 + 3 + 3
-    for method in ("Retrain", "SISA", "CaMU"):
-        curve = found[f"relearn/OptDigits/class0/{method}/seed0.json"]
-        cell = found[f"cells/OptDigits/class0/{method}/seed0.json"]
-        assert len(curve["A_r"]) == len(curve["A_f"]) == 11
-        assert (curve["A_r"][0], curve["A_f"][0]) == (cell["metrics"]["A_r"], cell["metrics"]["A_f"])
-        assert found[f"efficiency/OptDigits/class0/{method}/seed0.json"]["metrics"] == cell["metrics"]
-    tuned = found["ablation/OptDigits/class0/Finetune/seed0.json"]
-    assert tuned["metrics"]["A_f"] > 50  # nothing asks it to forget
-    assert tuned["config"]["hyperparameters"]["align_forget"] is False
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
-    shutil.rmtree(tmp_path / "checkpoints/unlearned")  # as after a fresh clone: what is finished needs no model
-    main.main(config)
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
-    assert not (tmp_path / "checkpoints/unlearned").exists()
-    assert "relearning, percentage points" in capsys.readouterr().out
+def test_killed_at_any_moment_nothing_is_lost(config, tmp_path):
+    context = multiprocessing.get_context("forkserver")  # a process that has the modules already
+    context.set_forkserver_preload(["main"])
 
+    def run(config, seconds=None):
+        process = context.Process(target=run_saving_often, args=(config,))
+        process.start()
+        process.join(seconds)
+        process.kill()
+        process.join()
+        return process.exitcode
 
-def test_unknown_study_is_refused(small_config):
-    with pytest.raises(UserError, match="--study magic: must be one of plain, ablation"):
-        main.main(replace(small_config, study="magic"))
+    config = replace(config, methods=("Retrain", "SISA"), retrain_epochs=4)
+    run(replace(config, dry_run=True))  # starts that process, which takes long
+    began = time.monotonic()
+    assert run(config) == 0
+    duration = time.monotonic() - began
+
+    killed = elsewhere(config, tmp_path / "killed")
+    rng, seen, codes = random.Random(0), {}, []
+    for _ in range(8):
+        codes.append(run(killed, rng.uniform(0.1, 0.6) * duration))
+        there = set((tmp_path / "killed/runs").rglob("seed*.json"))
+        for path in there:
+            json.loads(path.read_text())  # in full or not at all
+            assert seen.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns, f"{path} was run twice"
+        assert seen.keys() == there, "a finished cell was lost"
+    assert codes.count(-signal.SIGKILL) >= 2
+    assert run(killed) == 0
+    assert results(tmp_path / "killed") == {f"runs/{path}": r for path, r in results(tmp_path / "results").items()}
+    assert not list(tmp_path.rglob("*.damaged")) and not list(tmp_path.rglob("*.partial*"))
 
 
 @pytest.mark.slow
-def test_ray_gives_the_same_results_and_survives_a_dying_worker(small_config, tmp_path):
+def test_ctrl_c_says_how_to_continue(tmp_path):
+    folders = [f"--results-dir={tmp_path / 'runs'}", f"--checkpoints-dir={tmp_path / 'checkpoints'}"]
+    options = "--tasks random10 --methods CaMU --override CaMU.repeats=1 --pretrain-epochs 1 --jobs 2 --seeds"
+    run = subprocess.Popen(
+        [sys.executable, str(ROOT / "main.py"), *folders, *options.split(), *map(str, range(12))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=tmp_path,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where pytest runs in the background
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "runs").rglob("*.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    output = run.communicate(timeout=60)[0]
+    assert run.returncode == 130, output
+    assert "interrupted; the same command continues" in output and "Traceback" not in output
+    assert "it/s" not in output and "cell/s" not in output  # no bars where there is no terminal
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_results_and_survives_a_dying_worker(config, tmp_path):
     ray = pytest.importorskip("ray", reason="needs Ray: pip install -r requirements-ray.txt")
-    config = replace(small_config, tasks=("class0",), methods=("Retrain", "SISA", "CaMU"))
+    config = replace(config, methods=("SISA", "CaMU"))
     main.main(config)
-    other = {"results_dir": str(tmp_path / "ray"), "checkpoints_dir": str(tmp_path / "ray-checkpoints")}
-    cluster = replace(config, **other, cluster="local", jobs=2)
-    main.main(cluster)
-    assert results(tmp_path / "ray") == results(tmp_path / "results")
+    main.main(cluster := elsewhere(config, tmp_path / "ray", cluster="local", jobs=2))
+    assert results(tmp_path / "ray/runs") == results(tmp_path / "results")
+    assert {record["conditions"] for record in records(tmp_path / "ray").values()} == {None}
 
-    mark, kept = tmp_path / "died once", []
+    mark = tmp_path / "died once"
 
     def die_once(value, mark=str(mark)):
         if value == 1 and not os.path.exists(mark):
@@ -186,24 +154,59 @@ def test_ray_gives_the_same_results_and_survives_a_dying_worker(small_config, tm
             os.kill(os.getpid(), signal.SIGKILL)
         return value * value
 
-    jobs = [Job(str(i), die_once, lambda i=i: {"value": i}, kept.append) for i in range(4)]
-    run_jobs(jobs, cluster, "dying")
-    assert mark.exists() and sorted(kept) == [0, 1, 4, 9]
+    found = dict(run_all(die_once, {i: lambda i=i: {"value": i} for i in range(4)}, cluster, "dying"))
+    assert mark.exists() and found == {0: 0, 1: 1, 2: 4, 3: 9}
     ray.shutdown()
 
 
-def test_ray_missing_is_said(small_config, monkeypatch):
+class FakeRay(SimpleNamespace):
+    """Ray as far as it is used, computing at once."""
+
+    def __init__(self, **resources):
+        super().__init__(stored=[], given=[], is_initialized=lambda: True)
+        self.nodes = lambda: [{"Alive": True, "Resources": resources}, {"Alive": False, "Resources": {"CPU": 99}}]
+        self.cluster_resources = lambda: resources
+        self.put = lambda value: self.stored.append(value) or ("object", value)
+        self.wait = lambda running: (running[:1], running[1:])
+        self.get = lambda reference: reference
+
+    def remote(self, **options):
+        self.options = options
+
+        def task(named, purpose, function, **given):
+            self.given.append(given)
+            return named(purpose, function, **{k: v[1] if k == "dataset" else v for k, v in given.items()})
+
+        return lambda named: SimpleNamespace(remote=lambda *a, **given: task(named, *a, **given))
+
+
+def test_a_cluster_gets_shared_objects_once_and_no_path_of_this_machine(small_config, monkeypatch, capsys):
+    ray, dataset = FakeRay(CPU=4), ["images"]
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    calls = {i: lambda i=i: {"dataset": dataset, "value": i, "partial": "here"} for i in range(3)}
+
+    def function(dataset, value):
+        return dataset, value
+
+    config = replace(small_config, cluster="address", threads=2)
+    found = dict(run_all(function, calls, config, "x"))
+    assert found == {i: (dataset, i) for i in range(3)} and ray.stored == [dataset]
+    assert ray.options == {"num_cpus": 2, "num_gpus": 0, "max_retries": 3} and "waiting" not in capsys.readouterr().out
+    dict(run_all(function, calls, replace(config, gpus_per_cell=0.5), "x"))
+    waiting = capsys.readouterr().out
+    assert waiting.startswith("no node of the cluster has 2 CPUs (--threads) and 0.5 GPUs (--gpus-per-cell)")
+    assert waiting.endswith("waiting for one\n")
+
+
+def test_no_ray_and_no_cluster_are_said(small_config, monkeypatch):
+    def refuse(**_):
+        raise ConnectionError("no\n answer")
+
+    calls = {0: lambda: {"value": 0}}
+    config = replace(small_config, cluster="10.0.0.1:6379")
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=refuse))
+    with pytest.raises(UserError, match=r"--cluster 10\.0\.0\.1:6379: no Ray cluster answers \(no answer\)"):
+        list(run_all(double, calls, config, "x"))
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install -r requirements-ray\.txt"):
-        main.main(replace(small_config, cluster="local"))
-
-
-@pytest.mark.skipif("avx2" not in Path("/proc/cpuinfo").read_text(), reason="the settings are for processors with AVX2")
-def test_the_readmes_settings_give_its_bits_on_this_processor_too():
-    readme = (ROOT / "README.md").read_text()
-    (given,) = re.findall(r"    export (ATEN_.*)\n    python -m benchmarks.bits", readme)
-    (expected,) = re.findall(r"benchmarks.bits .*fingerprint: (\w{16})\n", readme)
-    environment = os.environ | dict(pair.split("=") for pair in given.split())
-    command = [sys.executable, "-m", "benchmarks.bits"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
-    assert done.stdout == expected + "\n", done.stderr
+        list(run_all(double, calls, config, "x"))

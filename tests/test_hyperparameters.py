@@ -1,0 +1,114 @@
+import math
+import re
+
+import pytest
+
+from harness.store import UserError
+from hyperparameters import FAMILIES, HYPERPARAMETERS, hyperparameters_of, parse_override, settings, training_row
+
+
+def test_every_method_has_a_row_for_every_kind_of_task():
+    for method in HYPERPARAMETERS:
+        for dataset in (*FAMILIES, "Own"):
+            for model in ("CNN", "ResNet-18"):
+                training = training_row(dataset, model)
+                for kind in ("random", "class", "few"):
+                    row = hyperparameters_of(method, dataset, kind, training)
+                    assert row and all(isinstance(value, int | float) for value in row.values())
+
+
+def test_published_settings():
+    """Section A.2.4 of the paper."""
+    found = {
+        (family, kind): tuple(HYPERPARAMETERS["CaMU"][family, kind][name] for name in ("epochs", "lr_ce", "lr_kl"))
+        for family in ("MNIST", "CIFAR")
+        for kind in ("random", "class")
+    }
+    assert found == {
+        ("MNIST", "random"): (10, 5e-4, 4e-4),
+        ("MNIST", "class"): (2, 1e-3, 4e-4),
+        ("CIFAR", "random"): (10, 1e-4, 1e-5),
+        ("CIFAR", "class"): (2, 5e-5, 1e-5),
+    }
+    assert training_row("Fashion", "CNN") == {"pretrain_epochs": 10, "retrain_epochs": 20, "lr": 1e-3}
+    assert training_row("CIFAR100", "ResNet-18") == {"pretrain_epochs": 20, "retrain_epochs": 40, "lr": 5e-5}
+
+
+def test_training_takes_the_users_epochs():
+    assert training_row("Own", "CNN", pretrain_epochs=3) == training_row("Own", "CNN") | {"pretrain_epochs": 3}
+    assert training_row("Own", "ResNet-18", 3, 7) == {"pretrain_epochs": 3, "retrain_epochs": 7, "lr": 5e-4}
+
+
+def test_the_closest_row_applies():
+    table = HYPERPARAMETERS["NegGrad"]
+    for place, arguments in {
+        ("Digit", "class1"): ("Digit", "class", "class1"),
+        ("MNIST", "class"): ("Digit", "class", "class0"),
+        ("Fashion", "class"): ("Fashion", "class", "class0"),
+        ("CIFAR", "random"): ("CIFAR100", "random", "random10"),
+        ("any", "few"): ("Digit", "few", "ids-mine"),
+        ("any", "class"): ("Own", "class", "class1"),
+    }.items():
+        dataset, kind, task = arguments
+        assert hyperparameters_of("NegGrad", dataset, kind, task=task) == table[place]
+    assert hyperparameters_of("CaMU", "CIFAR100", "class")["repeats"] == 10
+    assert hyperparameters_of("CaMU", "CIFAR10", "class")["repeats"] == 1
+    assert hyperparameters_of("T-S", "Own", "class") == HYPERPARAMETERS["T-S"]["any", "any"]
+
+
+def test_retrain_and_sisa_train_as_long_as_the_data_set_needs():
+    training = training_row("Digit", "CNN")
+    assert hyperparameters_of("Retrain", "Digit", "random", training) == {"epochs": 20, "lr": 1e-3}
+    sisa = hyperparameters_of("SISA", "Digit", "random", training)
+    assert sisa == {"shards": 5, "slices": 4, "epochs": 20, "lr": 1e-3}
+
+
+def test_overrides_of_the_method_alone_apply():
+    table = dict(hyperparameters_of("CaMU", "Digit", "class"))
+    found = hyperparameters_of("CaMU", "Digit", "class", None, ("CaMU.lr_ce=1e-4", "T-S.epochs=7", "CaMU.repeats=3"))
+    assert found == table | {"lr_ce": 1e-4, "repeats": 3}
+    assert hyperparameters_of("CaMU", "Digit", "class") == table  # the table is not written to
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("CaMU.epochs=3", ("CaMU", "epochs", 3)),
+        ("T-S.remain_fraction=1", ("T-S", "remain_fraction", 1)),
+        ("NegGrad.a=0", ("NegGrad", "a", 0)),
+        ("CaMU.lr_kl=1e-5", ("CaMU", "lr_kl", 1e-5)),
+        ("SCRUB.forget_batch_size=512", ("SCRUB", "forget_batch_size", 512)),
+    ],
+)
+def test_overrides_are_read(text, found):
+    assert parse_override(text) == found and type(parse_override(text)[2]) is type(found[2])
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("CaMU.lr=1", "CaMU has no 'lr', only epochs"),
+        ("CaMU.lr_ce=fast", "'fast' is no number; write METHOD.NAME=VALUE"),
+        ("CaMU", "'' is no number; write METHOD.NAME=VALUE"),
+        ("Magic.lr=1", "no method 'Magic', only Retrain"),
+        ("CaMU.epochs=1.5", "CaMU.epochs=1.5: epochs must be a whole number of at least 1"),
+        ("Retrain.epochs=0", "epochs must be a whole number of at least 1"),
+        ("SISA.shards=0", "SISA.shards=0: shards must be a whole number of at least 1"),
+        ("SISA.slices=1e1", "slices must be a whole number of at least 1"),
+        ("CaMU.lr_ce=-1", "lr_ce must be a number from 0 on"),
+        ("CaMU.lr_ce=nan", "lr_ce must be a number from 0 on"),
+        ("CaMU.lr_ce=inf", "lr_ce must be a number from 0 on"),
+        ("NegGrad.a=5", "a must be a number from 0 to 1"),
+        ("T-S.remain_fraction=7", "remain_fraction must be a number from 0 to 1"),
+        ("SCRUB.temperature=0", "temperature must be above 0"),
+    ],
+)
+def test_bad_overrides_are_refused(text, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        parse_override(text)
+
+
+def test_settings_are_the_row_and_what_every_method_knows():
+    found = vars(settings({"epochs": 3, "lr": math.pi}, seed=4, terms=("CE_r",)))
+    usual = {"batch_size": 32, "progress": False, "partial": None, "prepared": None}
+    assert found == usual | {"epochs": 3, "lr": math.pi, "seed": 4, "terms": ("CE_r",)}

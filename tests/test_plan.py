@@ -1,0 +1,249 @@
+"""Which cells are asked for, finished or of another configuration, and what the unfinished ones need."""
+
+import json
+import os
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import make_toy_dataset
+
+from harness import cells
+from harness.cells import Cell
+from harness.plan import Plan, check, differences
+from harness.store import UserError, load_tensors, save_tensors
+from harness.tasks import parse_task, parse_tasks
+
+
+@pytest.fixture
+def make_plan(toy_config, monkeypatch):
+    """A plan for the toy data set; the functions that train are stood in for."""
+    made = []
+
+    def pretrain(dataset, spec, partial, progress):
+        made.append(partial)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.with_suffix(".0-0.pt").touch()
+        return {"state": {"w": torch.ones(2)}, "accuracy": {"train": 99.791, "test": 98}}
+
+    def prepare_shard(shard, method, row, dataset, spec, partial, progress):
+        made.append(partial)
+        return {"states": [{"shard": shard}]}
+
+    monkeypatch.setattr(cells, "pretrain", pretrain)
+    monkeypatch.setattr(cells, "prepare_shard", prepare_shard)
+
+    def make(**changes):
+        config = check(replace(toy_config, **changes))
+        return Plan(make_toy_dataset(), parse_tasks(config.tasks), config)
+
+    make.made = made
+    return make
+
+
+def finish(plan, *finished):
+    """Keep a result made by hand for every cell, or those given."""
+    for cell in finished or plan.specs:
+        spec = plan.specs[cell]
+        conditions = {"device": cells.device_name("cpu"), "threads": plan.config.threads, "jobs": 1}
+        record = {**cells.names(cell), "metrics": {}, "time_s": 12.34, "config": spec, "conditions": conditions}
+        plan.keep(cell, (record, {"state": {}, "config": spec}))
+
+
+def cell(method="Retrain", tree="cells", seed=0):
+    return Cell("Toy", parse_task("class0"), method, seed, tree)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"dataset": ()}, "--dataset is empty"),
+        ({"tasks": ()}, "--tasks is empty"),
+        ({"methods": ()}, "--methods is empty"),
+        ({"seeds": ()}, "--seeds is empty"),
+        ({"seeds": (0, -1)}, "--seeds -1: must be at least 0"),
+        ({"dataset": ("../Photos",)}, "--dataset ../Photos: give the folder's name alone"),
+        ({"jobs": 0}, "--jobs 0: must be at least 1"),
+        ({"threads": 0}, "--threads 0: must be at least 1"),
+        ({"batch_size": 0}, "--batch-size 0: must be at least 1"),
+        ({"pretrain_epochs": 0}, "--pretrain-epochs 0: must be at least 1"),
+        ({"retrain_epochs": -1}, "--retrain-epochs -1: must be at least 1"),
+        ({"image_size": 32}, "--image-size 32: must be at least 33"),
+        ({"gpus_per_cell": -1}, "--gpus-per-cell -1: must be at least 0"),
+        ({"cluster": "local", "study": "paper"}, "--study paper times cells on one quiet machine"),
+        ({"override": ("CaMU.lr_ce=fast",)}, "'fast' is no number"),
+        ({"results_dir": "/proc/nothing"}, "/proc/nothing cannot be written to"),
+        ({"checkpoints_dir": "/proc/nothing"}, "/proc/nothing cannot be written to"),
+    ],
+)
+def test_bad_settings_are_named(small_config, changes, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        check(replace(small_config, **changes))
+
+
+def test_what_is_there_twice_counts_once_and_all_methods_are_spelt_out(small_config):
+    config = check(replace(small_config, seeds=(1, 0, 1), tasks=("class0", "class0"), methods=("CaMU", "all")))
+    assert (config.seeds, config.tasks) == ((1, 0), ("class0",))
+    assert config.methods == ("Retrain", "NegGrad", "Boundary", "T-S", "SCRUB", "SISA", "Unroll", "CaMU")
+
+
+@pytest.mark.parametrize(
+    "study, expected",
+    [
+        ("plain", {"cells": {"SISA"}}),
+        ("ablation", {"cells": {"Retrain", "CaMU"}, "ablation": {"Finetune", "Remain-alignment", "Counterfactual"}}),
+        ("relearn", {"cells": {"SISA"}, "relearn": {"SISA"}}),
+        ("efficiency", {"efficiency": {"SISA"}}),
+        (
+            "paper",
+            {"ablation": {"Finetune", "Remain-alignment", "Counterfactual"}}
+            | {tree: {"SISA"} for tree in ("cells", "relearn", "efficiency")},
+        ),
+    ],
+)
+def test_every_study_asks_for_its_cells(make_plan, study, expected):
+    plan = make_plan(study=study, methods=("SISA",), seeds=(0, 1))
+    assert plan.specs.keys() == {cell(m, tree, seed) for tree in expected for m in expected[tree] for seed in (0, 1)}
+
+
+def test_a_cell_of_the_same_configuration_is_finished(make_plan):
+    plan = make_plan(methods=("Retrain", "CaMU"))
+    assert plan.todo("cells") == [cell("Retrain"), cell("CaMU")]
+    finish(plan, cell("CaMU"))
+    again = make_plan(methods=("Retrain", "CaMU"), jobs=2)
+    assert again.todo("cells") == [cell("Retrain")] and not again.unlike
+    assert again.records[cell("CaMU")].items() >= plan.provenance.items()
+
+
+def test_a_cell_of_another_configuration_is_refused_unless_it_may_be_overwritten(make_plan):
+    finish(make_plan(methods=("Retrain",)))
+    other = make_plan(methods=("Retrain",), batch_size=64)
+    message = (
+        r"class0/Retrain/seed0\.json was made with another configuration \(batch_size: 32 -> 64, .*--overwrite.*--res"
+    )
+    with pytest.raises(UserError, match=message):
+        other.refuse_unlike()
+    allowed = make_plan(methods=("Retrain",), batch_size=64, overwrite=True)
+    allowed.refuse_unlike()
+    assert allowed.todo("cells") == [cell()]
+    finish(allowed)
+    assert json.loads(cell().path(allowed.config).read_text())["config"]["batch_size"] == 64
+
+
+def test_differences_name_the_inner_entries():
+    old, new = {"seed": 0, "row": {"lr": 1, "epochs": 2}, "a": 1}, {"seed": 0, "row": {"lr": 3, "epochs": 2}, "b": None}
+    assert differences(old, new) == ["a: 1 -> None", "lr: 1 -> 3"]
+
+
+def test_a_damaged_cell_is_made_again(make_plan, capsys):
+    finish(plan := make_plan(methods=("Retrain",)))
+    cell().path(plan.config).write_text("{")
+    assert make_plan(methods=("Retrain",)).todo("cells") == [cell()]
+    assert "seed0.json.damaged, to be made again" in capsys.readouterr().out
+
+
+def test_saved_models_follow_their_cells(make_plan):
+    """A missing one is made again beside the finished record, which stays as it is."""
+    finish(plan := make_plan(methods=("Retrain",)))
+    path, model = cell().path(plan.config), cell().model_path(plan.config)
+    assert not model.exists()
+    path.write_text(before := path.read_text().replace("12.34", "56.78"))
+    plan = make_plan(methods=("Retrain",), save_models=True)
+    assert plan.todo("cells") == [cell()]
+    finish(plan)
+    assert path.read_text() == before and load_tensors(model)["config"] == plan.specs[cell()]
+    assert not make_plan(methods=("Retrain",), save_models=True).todo("cells")
+    finish(other := make_plan(methods=("Retrain",), save_models=True, batch_size=64, overwrite=True))
+    assert load_tensors(model)["config"] == other.specs[cell()]
+
+
+def test_relearning_needs_the_models_only_until_it_is_finished(make_plan):
+    again = cell(tree="relearn")
+    finish(plan := make_plan(methods=("Retrain",), study="relearn"), cell())
+    assert plan.relearning(again)["stored"]["config"] == plan.specs[cell()]
+    cell().model_path(plan.config).unlink()
+    assert make_plan(methods=("Retrain",), study="relearn").todo("cells") == [cell()]
+    finish(plan, again)
+    plan = make_plan(methods=("Retrain",), study="relearn")
+    assert not plan.todo("cells") and not plan.todo("relearn")
+
+
+def test_relearning_takes_no_model_of_another_configuration(make_plan):
+    plan = make_plan(methods=("Retrain",), study="relearn")
+    save_tensors(cell().model_path(plan.config), {"config": plan.specs[cell()] | {"batch_size": 64}})
+    with pytest.raises(UserError, match=r"seed0\.pt is of another configuration"):
+        plan.relearning(cell(tree="relearn"))
+
+
+def test_a_timing_does_not_go_on_from_an_interrupted_plain_run_and_has_no_cell_beside_it(make_plan):
+    plan = make_plan(methods=("Retrain",), study="paper", jobs=4)
+    plan.f_o = {"state": {}}
+    plain, timed = (plan.unlearning(cell(tree=tree)) for tree in ("cells", "efficiency"))
+    assert plain["partial"] != timed["partial"] and (plain["jobs"], timed["jobs"]) == (4, 1)
+    plan.config = replace(plan.config, cluster="local")
+    assert plan.unlearning(cell())["jobs"] is None
+
+
+def test_states_of_an_interrupted_cell_go_when_it_is_finished(make_plan):
+    plan = make_plan(methods=("Retrain", "SISA"))
+    states = [plan.partial_path(cell()), plan.partial_path(cell("SISA")).with_suffix(".0-1.pt")]
+    for state in states:
+        save_tensors(state, {})
+    finish(plan, cell("SISA"))
+    assert [state.exists() for state in states] == [True, False]
+
+
+def test_checkpoints_are_made_once_for_what_is_not_finished(make_plan, capsys):
+    plan = make_plan(methods=("Retrain", "SISA"))
+    plan.prepare()
+    assert "model, accuracy 99.79 % (train), 98.00 % (test)" in capsys.readouterr().out
+    assert plan.prepared == {"SISA": [[{"shard": 0}], [{"shard": 1}]]} and len(make_plan.made) == 3
+    folder = make_plan.made[0].parent
+    names = sorted(path.name.rpartition("-")[0] for path in folder.iterdir())
+    assert names == ["SISA-shard0", "SISA-shard1", "pretrained"]  # and no partial state
+
+    make_plan(methods=("Retrain", "SISA"), seeds=(1,)).prepare()
+    assert len(make_plan.made) == 3
+    make_plan(methods=("Retrain",), pretrain_epochs=2).prepare()
+    assert len(make_plan.made) == 4
+    next(folder.glob("SISA-shard1*")).write_bytes(b"no tensors")
+    make_plan(methods=("Retrain", "SISA")).prepare()
+    assert len(make_plan.made) == 5 and len(list(folder.glob("*.damaged"))) == 1
+
+
+def test_finished_cells_need_no_checkpoint(make_plan, tmp_path):
+    """Nor its folder; nor does relearning. CaMU needs no shards."""
+    finish(plan := make_plan(methods=("SISA",), study="relearn"), cell("SISA"))
+    plan.prepare()
+    make_plan(methods=("SISA",)).prepare()
+    assert plan.todo("relearn") and not make_plan.made and not (tmp_path / "checkpoints/Toy").exists()
+    plan = make_plan(methods=("SISA", "CaMU"))
+    plan.prepare()
+    assert len(make_plan.made) == 1 and plan.prepared == {}
+
+
+def test_a_dry_run_lists_what_is_done_missing_and_unlike_and_the_last_times_here(make_plan, tmp_path):
+    finish(plan := make_plan(methods=("Retrain", "CaMU"), seeds=(0, 1, 2)), cell(), cell(seed=2), cell("CaMU"))
+    path = cell(seed=2).path(plan.config)
+    path.write_text(path.read_text().replace("12.34", "56.78"))
+    os.utime(cell().path(plan.config), (1e9, 1e9))
+    text = make_plan(methods=("Retrain", "CaMU", "SISA"), seeds=(0, 1, 2), dry_run=True).listing().splitlines()
+    assert "done, missing, or made with another configuration" in text[0]
+    assert [line.split() for line in text[3:]] == [
+        ["cells", "class0", "Retrain", "0", "2", "1", "56.8", "-"],
+        ["cells", "class0", "CaMU", "0", "1", "2", "12.3", "-"],
+        ["cells", "class0", "SISA", "-", "0", "1", "2", "-", "-"],
+    ]
+    (line,) = make_plan(methods=("CaMU",), batch_size=64, dry_run=True).listing().splitlines()[3:]
+    assert re.fullmatch(r" *cells +class0 +CaMU +- +- +12\.3 +0 \(batch_size: 32 -> 64, pretrained: .*\)", line)
+    assert make_plan(methods=("CaMU",), threads=2, dry_run=True).listing().split().count("12.3") == 0
+    content = json.loads(path.read_text())
+    content["conditions"]["device"] = "another processor"
+    path.write_text(json.dumps(content))
+    assert "12.3" in make_plan(methods=("Retrain",), dry_run=True).listing()  # of the newest cell made here
+
+
+def test_a_dry_run_makes_no_folder(make_plan, tmp_path):
+    make_plan(dry_run=True).listing()
+    assert not list(tmp_path.iterdir())
