@@ -168,9 +168,8 @@ class Split:
     @property
     def kind(self):
         """ "class", "few" or "random": which hyperparameters apply."""
-        if self.forgotten_classes:
-            return "class"
-        return "few" if len(self.forget) < FEW * len(self.train) else "random"
+        few = len(self.forget) < FEW * len(self.train)
+        return "class" if self.forgotten_classes else "few" if few else "random"
 
 
 def make_split(dataset, task, seed):

@@ -182,8 +182,8 @@ def parse_override(text):
 def settings(row, *, seed, batch_size=32, progress=False, partial=None, prepared=None, **more):
     """What every method is called with besides the model and the split: these values as attributes.
 
-    `row` has the method's hyperparameters; `seed` is the source of all of its randomness; `progress` shows a bar. In
-    `partial`, a path, a long training keeps its state to continue after an interruption. `prepared` is what the
+    `row` has the method's hyperparameters, `seed` is the source of all of its randomness, and `progress` shows a bar. A
+    long training keeps its state in `partial`, a path, to continue after an interruption. `prepared` is what the
     method's preparation step returned, and `more` what a single method knows besides, such as CaMU's `terms`.
     """
     return SimpleNamespace(

@@ -20,7 +20,7 @@ def main(config):
     config = check(config)
     tasks = parse_tasks(config.tasks)
     plans = []
-    for name in config.dataset:
+    for name in config.dataset:  # section 4.1: data sets, models, baselines, and what is to be forgotten
         dataset = load(name, config.data_root, config.image_size, progress=not config.quiet)
         print(describe(dataset))
         plans.append(Plan(dataset, tasks, config))
@@ -30,8 +30,8 @@ def main(config):
     for plan in plans:
         plan.refuse_unlike()
     for plan in plans:
-        plan.prepare()  # pretrains the model f_o that all methods start from, or loads it
-        for tree in STUDIES[config.study]:
+        plan.prepare()  # the pre-unlearning model f_o: trained, or loaded from an earlier run
+        for tree in STUDIES[config.study]:  # sections 4.2.1 cells, 4.2.2 efficiency, 4.3 ablation, 4.4 relearn
             run(plan, tree, config)
         for task in tasks:
             print_tables(plan, task, config)

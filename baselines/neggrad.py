@@ -4,8 +4,8 @@ The method that SCRUB's paper calls NegGrad+ (Kurmanji et al., "Towards Unbounde
 section 4): minimise a * CE(D_r) - (1 - a) * CE(D_f), a mean over each batch, by plain SGD. One step is taken for every
 batch of D_r; batches of D_f are cycled beside it, each in a forward pass of its own.
 
-Deviations from the published code: batches of both sets have this repository's batch size, 32; learning rate, a and
-epochs come from the table in `hyperparameters.py`.
+Deviations from the published code: batches of both sets have this repository's size, 32; the settings come from the
+table in `hyperparameters.py`.
 """
 
 import copy

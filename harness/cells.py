@@ -243,7 +243,7 @@ def commit():
 
 
 def partial_files(partial):
-    """The files in which the long trainings of one job keep their states."""
+    """The files in which the long trainings of one call keep their states."""
     return sorted(partial.parent.glob(partial.stem + "*.pt")) if partial else []
 
 

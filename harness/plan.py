@@ -109,8 +109,8 @@ class Plan:
             return
         name, model = self.dataset.name, self.dataset.model
         self.f_o = self.make_once(cells.pretrain, {"pretrained": (self.pretrained_spec, {})})["pretrained"]
-        found = {part: f"{value:.2f} %" for part, value in self.f_o["accuracy"].items()}
-        print(f"{name}: pre-unlearning model, accuracy: training images {found['train']}, test images {found['test']}")
+        found = {part: f"{value:.2f} % ({part})" for part, value in self.f_o["accuracy"].items()}
+        print(f"{name}: pre-unlearning model, accuracy {', '.join(found.values())}")
         training = training_row(name, model, self.config.pretrain_epochs, self.config.retrain_epochs)
         for method in sorted({self.specs[cell]["method"] for cell in todo}):
             if hasattr(METHODS[method], "prepare_shard"):
@@ -137,7 +137,8 @@ class Plan:
         calls = {name: partial(arguments, name) for name in wanted if made[name] is None}
         for name, made[name] in run_all(function, calls, self.config, f"{self.dataset.name}: preparing"):
             store.save_tensors(paths[name], made[name])
-            remove(partials[name])
+            for path in partial_files(partials[name]):
+                path.unlink(missing_ok=True)
         return made
 
     def unlearning(self, cell):
@@ -167,7 +168,8 @@ class Plan:
             store.save_atomically(cell.path(self.config), (json.dumps(self.records[cell], indent=1) + "\n").encode())
         if self.needs_model(cell):
             store.save_tensors(cell.model_path(self.config), stored)
-        remove(self.partial_path(cell))
+        for path in partial_files(self.partial_path(cell)):
+            path.unlink(missing_ok=True)
 
     def listing(self):
         """For --dry-run: a table of the seeds that are done, missing, or made with another configuration."""
@@ -205,8 +207,3 @@ def differences(old, new):
         elif before != after:
             found.append(f"{name}: {before} -> {after}")
     return found
-
-
-def remove(partial):
-    for path in partial_files(partial):
-        path.unlink(missing_ok=True)

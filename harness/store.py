@@ -84,7 +84,7 @@ def load_or_set_aside(path, read):
     try:
         return read(path)
     except (OSError, MemoryError) as error:
-        raise UserError(f"{path} cannot be read: {error or type(error).__name__}")
+        raise UserError(f"{path} cannot be read: {str(error) or type(error).__name__}")
     except Exception as error:  # json, zip and pickle readers each raise their own
         aside = path.with_name(path.name + ".damaged")
         os.replace(path, aside)

@@ -31,8 +31,8 @@ GLANCE_REMARK = """\
 Each method's `gap` to Retrain, a row a data set and task. “CaMU's time” is relative to Retrain's. The last column is
 the largest difference between our Retrain and the paper's, in points."""
 CLAIMS_REMARK = """\
-What the paper's text says of CaMU, held against the cells. Places are among the seven methods besides Retrain, on the
-seeds that all of them have. A claim on places is answered only where all of them have been measured."""
+What the paper's text says of CaMU, held against the cells. Places are among the seven methods besides Retrain, all of
+which must have been measured, on the seeds that all of them have."""
 REMARKS = {
     "Table 4": "The paper's printed averages are those of its entries, but for T-S. Its MIA values of SISA are what an "
     "attack scores that always answers “non-member”: they say nothing about SISA's models.",

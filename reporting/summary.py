@@ -1,6 +1,5 @@
 """Finished cells -> numbers. The only place that averages: over seeds, to Retrain, times and relearning."""
 
-import json
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -8,7 +7,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from config import TREES
-from harness.store import UserError
+from harness.store import UserError, read_record
 from metrics import METRICS, gap
 
 PAPER_VALUES = Path(__file__).parent.parent / "results" / "paper_values.csv"
@@ -36,7 +35,7 @@ def read_cells(results_dir):
     for tree in TREES:
         for path in sorted(Path(results_dir, tree).glob("*/*/*/seed*.json")):
             try:
-                rows.append(row(tree, json.loads(path.read_text(encoding="utf-8"))))
+                rows.append(row(tree, read_record(path)))
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path} is no sound cell ({error!r}); remove it and run main.py again")
     if not rows:

@@ -1,7 +1,5 @@
 """Tables from the numbers of `summary.summarise`: for the terminal, and in markdown beside the paper's values."""
 
-import pandas as pd
-
 from baselines import METHODS
 from camu import ABLATION
 from metrics import METRICS
@@ -50,16 +48,18 @@ def terminal_table(stats, place):
     there = {name for found in here.values() for name in found}
     retrain = here.get("Retrain", {})
     shown = [name for name in (*METRICS, *MOVES, "gap", "ratio" if "ratio" in retrain else "time_s") if name in there]
-    table = pd.DataFrame(
-        {m: {name: text(found.get(name), "-").replace(" ", "") for name in shown} for m, found in here.items()}
-    ).T
-    if "A_r" in retrain:
-        table["forgets"] = [forgets(stats, place, method) for method in here]
+    words = ["forgets"] if "A_r" in retrain else []
+    rows = [["", *("time" if name == "ratio" else name for name in shown), *words]]
+    for method, found in here.items():
+        numbers = [text(found.get(name), "-").replace(" ", "") for name in shown]
+        rows.append([method, *numbers, *(forgets(stats, place, method) for _ in words)])
+    widths = [max(map(len, column)) for column in zip(*rows)]
     seeds = max(stat.seeds for found in here.values() for stat in found.values())
     title = f"{dataset}, {task}:{'' if tree == 'cells' else f' {tree},'} {seeds} seed{'s' if seeds > 1 else ''}, "
     title += "the most that accuracies moved, in points" if tree == "relearn" else "metrics in percent"
     title += f", time ÷ Retrain's {retrain['time_s'].mean:.2f} s" if "ratio" in retrain else ""
-    return f"{title}\n{table.rename(columns={'ratio': 'time'}).to_string()}"
+    lines = (" ".join(entry.rjust(width) for entry, width in zip(row, widths)) for row in rows)
+    return "\n".join([title, *lines])
 
 
 def at(stats, place, method):
@@ -152,7 +152,8 @@ def mia_rows(stats, published, pairs):
     theirs = {("cells", *place, m, metric): Stat(value, 0, 1) for (*place, metric, m), value in published.items()}
     every = [key[1:3] for key in theirs if key[3:] == ("Retrain", "MIA")]
     ours = {m: found for m in METHODS if (found := mean_mia_difference(stats, pairs, m))}
-    marks = rank({method: value for method, (value, _) in ours.items()}, "MIA_diff")
+    most = max((count for _, count in ours.values()), default=0)  # an average over fewer is not compared
+    marks = rank({method: value for method, (value, count) in ours.items() if count == most}, "MIA_diff")
     derived = {m: found for m in METHODS if (found := mean_mia_difference(theirs, every, m))}
     sources = {
         "here": {m: f"{MARKS[marks.get(m, 0)].format(f'{value:.2f}')} ({count})" for m, (value, count) in ours.items()},
