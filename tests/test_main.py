@@ -38,8 +38,8 @@ def kept_argv(monkeypatch):
 def test_a_first_run(tmp_path, capsys, monkeypatch):
     """All methods on the data set that needs no download, with the settings of config.py but for shorter trainings."""
     monkeypatch.chdir(tmp_path)
-    shorter = ("--pretrain-epochs", "4", "--retrain-epochs", "3", "--override", "SCRUB.epochs=1", "CaMU.epochs=2")
-    run_as_script("main.py", *shorter)
+    shorter = [f"{method}.epochs=1" for method in ("NegGrad", "T-S", "SCRUB", "Unroll", "CaMU")]
+    run_as_script("main.py", "--pretrain-epochs", "3", "--retrain-epochs", "2", "--override", *shorter)
     found = records(tmp_path / "runs")
     assert len(found) == 2 * 8
     for record in found.values():
@@ -235,6 +235,7 @@ def test_help_explains_every_field(capsys, monkeypatch, program, module, name):
         run_as_script(program, "--help")
     assert ended.value.code == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert ast.get_docstring(ast.parse((ROOT / program).read_text())).split("\n")[0] in shown
     (found,) = [
         node
         for node in ast.parse((ROOT / module).read_text()).body
