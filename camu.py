@@ -1,8 +1,8 @@
 """CaMU: causal machine unlearning, Algorithm 2 of Shen et al., SDM 2024 (arXiv:2401.17504).
 
-For every tuple of the joint dataset the post-unlearning model f_u = g_u . h_u is brought, on the forget sample, to
-the representation that the pre-unlearning model f_o = g_o . h_o gives the counterfactual sample and to a wrong label
-y_c; on the remain sample it is held to f_o's representation and to the true label:
+The post-unlearning model f_u = g_u . h_u starts as a copy of the pre-unlearning model f_o = g_o . h_o. For every tuple
+of the joint dataset, training moves the representation of x_f to the one that f_o gives x_c, and its output to a wrong
+label, y_c. The remain sample x_r keeps f_o's representation and its true label:
 
     L_KL = 0.5 * sum KL(p(h_o(x_r)) || p(h_u(x_r))) + 0.5 * sum KL(p(h_o(x_c)) || p(h_u(x_f)))        (Eq. 3.13)
     L_CE = 0.9 * mean CE(f_u(x_r), y_r) + 0.01 * mean CE(f_u(x_f), y_c)                               (Eq. 3.14)
@@ -10,15 +10,15 @@ y_c; on the remain sample it is held to f_o's representation and to the true lab
 p(z) is the softmax over the representation's entries. A step is one Adam step on L_KL and then, with the updated
 weights, one on L_CE, each with an optimiser of its own.
 
-Where the authors' published code differs from the paper, the paper is followed. The code takes the losses' x_r from a
-shuffle of its own; here it is the tuple's. Its y_c is y_r unless that equals y_f; here it is drawn from all labels but
-y_f. The paper leaves open whether x_r and x_f go through f_u together. The code makes two passes, here it is one: that
-is faster, and it matters with batch normalisation only, which would normalise a batch of x_f (one class, or a few
-samples over and over) by statistics that no later input has. Data sets the paper does not have get several tuples a
-forget sample (`repeats`) where one would fill only a few batches.
+Where the authors' published code differs from the paper, the paper is followed. The code draws the losses' x_r from a
+separate shuffle; here x_r is the tuple's. In the code y_c is y_r unless that equals y_f; here it is drawn from all
+labels but y_f. The paper leaves open whether x_r and x_f share a pass through f_u. The code makes two passes; one is
+faster. The choice matters only with batch normalisation: a batch of x_f alone would be normalised by statistics that no
+later input has. Where one tuple per forget sample would fill only a few batches, each gets several (`repeats`).
 """
 
 import copy
+from collections import deque
 
 import torch
 import torch.nn.functional as F
@@ -36,14 +36,14 @@ ABLATION = {
 
 
 def unlearn(f_o, split, settings):
-    """Unlearn the forget set: all steps of `steps`, whose parameters it has.
+    """Unlearn the forget set: run all of `steps`, which has the same parameters.
 
     Returns
     -------
     nn.Module
         The post-unlearning model f_u, in evaluation mode.
     """
-    *_, (f_u, _, _) = steps(f_o, split, settings)
+    ((f_u, _, _),) = deque(steps(f_o, split, settings), maxlen=1)  # the last step's
     return f_u.eval()
 
 
@@ -74,20 +74,20 @@ def steps(f_o, split, settings):
         for rows, x_r, y_r, x_f, y_c in joint_batches(split, joint, settings.batch_size, rng):
             log_p_r, log_p_c = teacher.log_p(rows, x_r)
             if "KL_f" not in terms and "CE_f" not in terms:
-                x_f = x_f[:0]  # what no term reads must not reach the batch statistics either
+                x_f = x_f[:0]  # no term reads x_f, so it must not reach the batch statistics either
 
             loss_kl = torch.zeros(())
             if "KL_r" in terms or "KL_f" in terms:
                 _, z_r, _, z_f = forward_both(f_u, x_r, x_f)
                 if "KL_r" in terms:  # Eq. 3.13, first term: x_r keeps its representation
                     loss_kl = loss_kl + 0.5 * kl_divergence(log_p_r, z_r)
-                if "KL_f" in terms:  # Eq. 3.13, second term: x_f takes that of x_c
+                if "KL_f" in terms:  # Eq. 3.13, second term: x_f takes the representation of x_c
                     loss_kl = loss_kl + 0.5 * kl_divergence(log_p_c, z_f)
                 take_step(kl_optimizer, loss_kl)
 
             logits_r, _, logits_f, _ = forward_both(f_u, x_r, x_f)
             loss_ce = 0.9 * F.cross_entropy(logits_r, y_r)  # Eq. 3.14, first term: x_r keeps its label
-            if "CE_f" in terms:  # Eq. 3.14, second term: x_f takes a wrong one
+            if "CE_f" in terms:  # Eq. 3.14, second term: x_f takes a wrong label
                 loss_ce = loss_ce + 0.01 * F.cross_entropy(logits_f, y_c)
             take_step(ce_optimizer, loss_ce)
             yield f_u, loss_kl.detach(), loss_ce.detach()

@@ -23,11 +23,11 @@ class Config:
     dataset: tuple[str, ...] = ("OptDigits",)
     """OptDigits, Digit, Fashion, CIFAR10, CIFAR100, or the name of your own image folder under --data-root"""
     tasks: tuple[str, ...] = ("random10", "class0")
-    """what to forget: random<percent>, class<k> (several: class0,3), or ids:<file> with a training index a line"""
+    """what to forget: random<percent>, class<k> (several: class0,3), or ids:<file> with one training index per line"""
     methods: tuple[Literal[("all", *HYPERPARAMETERS)], ...] = ("all",)
     """which methods; an ablation has its own"""
     seeds: tuple[int, ...] = (0,)
-    """each seed draws its own forget set, method randomness and Retrain"""
+    """each seed has its own forget set, randomness in the methods, and Retrain"""
     study: Literal[tuple(STUDIES)] = "plain"
     """what to measure; paper is all of the others"""
     data_root: str = "data"
@@ -37,9 +37,9 @@ class Config:
     checkpoints_dir: str = "checkpoints"
     """where the pre-unlearning models (and, with --save-models, the unlearned ones) are kept"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes CUDA where there is one"""
+    """auto uses CUDA where it is available"""
     threads: int = 1
-    """CPU threads a cell computes with. One and two differ in the last bits; --jobs uses several cores better"""
+    """CPU threads per cell. One and two give results that differ in the last bits; --jobs uses several cores better"""
     jobs: int = 1
     """cells computed at a time, each with its own threads"""
     cluster: str = ""
@@ -47,7 +47,7 @@ class Config:
     gpus_per_cell: float = 0
     """with --cluster: share of a GPU that a cell takes"""
     batch_size: int = 32
-    """samples (for CaMU: tuples) a training step; the paper's 32"""
+    """samples (for CaMU: tuples) per training step; 32 in the paper"""
     image_size: int | None = None
     """side of the images ResNet-18 sees, in pixels; by default 224 for CIFAR, 64 for own data"""
     pretrain_epochs: int | None = None

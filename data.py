@@ -110,8 +110,7 @@ def crop_and_flip(x, crops):
 def shuffled_batches(images, index, batch_size, rng):
     """One epoch over the samples `index` in random order, through the training transform.
 
-    Yields the batch's positions in `index`, for looking up what is known of its samples, (B,); x, (B, C, side, side);
-    and y, (B,).
+    Yields (rows, x, y): the batch's positions in `index`, (B,); images, (B, C, side, side); labels, (B,).
     """
     order = torch.randperm(len(index), generator=rng).to(images.device)
     crops = images.draw_crops(len(index), rng)
@@ -136,7 +135,7 @@ class Dataset:
     train: Images
     test: Images
     classes: tuple[str, ...]
-    published_protocol: bool = False  # evaluate training samples through the training transform, as the paper on CIFAR
+    published_protocol: bool = False  # evaluate training samples through the training transform, as the paper does
     files: tuple[str, ...] = ()  # of an image folder: the training files below train/, sorted
     order: torch.Tensor | None = None  # training sample i is number order[i] of `files`
 
@@ -161,7 +160,7 @@ class Split:
     train: Images
     forget: torch.Tensor  # D_f and D_r: sorted, disjoint positions in `train`, together all of it
     remain: torch.Tensor
-    classes: int  # that the model knows, forgotten ones included
+    classes: int  # number of classes, forgotten ones included
     model: str = ""  # "CNN" or "ResNet-18", for methods that need fresh weights
     forgotten_classes: tuple[int, ...] = ()  # empty unless whole classes are removed
 
@@ -175,9 +174,9 @@ class Split:
 def make_split(dataset, task, seed):
     """Draw the forget set of a task.
 
-    Random removal takes a uniform percentage of the training set, the same for every method of that seed; class removal
-    every sample of the classes; an ids file the samples it names. A UserError says what a task has that the data set
-    has not, and where nothing or everything would be forgotten.
+    Random removal takes a uniform percentage of the training set, the same samples for every method of a seed. Class
+    removal takes every sample of the classes, an ids file the samples it names. A UserError names a class or sample
+    that does not exist, or says that nothing or everything would be forgotten.
     """
     train = dataset.train
     count = len(train)
@@ -237,8 +236,8 @@ class Joint:
     forget: torch.Tensor  # (n,): positions of x_f in the training set
     remain: torch.Tensor  # (n,): of x_r
     y_c: torch.Tensor  # (n,): labels of the counterfactual samples, never y_f
-    forget_crops: torch.Tensor | None  # (n, 5): the one pass of x_f through the training transform
-    counterfactual_crops: torch.Tensor | None  # (n, 5): that of x_c, before its mask
+    forget_crops: torch.Tensor | None  # (n, 5): x_f is augmented once, with these
+    counterfactual_crops: torch.Tensor | None  # (n, 5): those of x_c, before its mask
     mask_seed: int
 
     def __len__(self):

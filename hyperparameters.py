@@ -24,7 +24,7 @@ SCRUB_CLASS = {"msteps": 2, "gamma": 1.0, "temperature": 4.0, "forget_batch_size
 
 # HYPERPARAMETERS[method][family or data set, kind of task or task]; ANY stands for those without a row of their own,
 # None for the data set's value in TRAINING. CaMU's MNIST and CIFAR rows are the published ones; its `repeats` is how
-# often D_f is repeated in the joint dataset. The baselines' OptDigits, MNIST and Fashion rows and those of single tasks
+# often D_f stands in the joint dataset. The baselines' OptDigits, MNIST and Fashion rows and those of single tasks
 # are the best of a search (benchmarks/tune.py). Their CIFAR rows are each paper's values or near, not tuned yet.
 HYPERPARAMETERS = {
     "Retrain": {(ANY, ANY): {"epochs": None, "lr": None}},
@@ -173,7 +173,7 @@ def parse_override(text):
         raise UserError(f"--override {text}: {name} must be a whole number of at least 1")
     most = 1 if name in ("a", "remain_fraction") else float("inf")
     if not 0 <= number <= most or number == float("inf"):
-        raise UserError(f"--override {text}: {name} must be a number from 0{' to 1' if most == 1 else ' on'}")
+        raise UserError(f"--override {text}: {name} must be a number {'from 0 to 1' if most == 1 else 'of at least 0'}")
     if name == "temperature" and number == 0:
         raise UserError(f"--override {text}: {name} must be above 0")
     return method, name, number

@@ -1,6 +1,6 @@
-"""Section 4 of the paper: pretrain a model, let every method unlearn, evaluate, and print one table a task.
+"""Section 4 of the paper: pretrain, unlearn with every method, evaluate, and print one table per task.
 
-Every finished cell (data set, task, method, seed) is one JSON file; a run that is started again goes on from there.
+Every finished cell (data set, task, method, seed) is one JSON file; a run that is started again skips what is finished.
 """
 
 from dataclasses import replace
@@ -41,9 +41,9 @@ def main(config):
 
 
 def run(plan, tree, config):
-    """Unlearn and evaluate (or, in that tree, relearn) for every cell that is not finished, and save it at once."""
+    """Unlearn and evaluate every unfinished cell of a tree (in "relearn": learn D_r again), and save each at once."""
     if tree == "efficiency":
-        config = replace(config, jobs=1)  # nothing else beside what is timed
+        config = replace(config, jobs=1)  # nothing else may run while cells are timed
     function, arguments = (run_relearning, plan.relearning) if tree == "relearn" else (run_cell, plan.unlearning)
     calls = {cell: lambda cell=cell: arguments(cell) for cell in plan.todo(tree)}
     for cell, result in run_all(function, calls, config, f"{plan.dataset.name}: {tree}"):
@@ -57,7 +57,7 @@ def describe(dataset):
 
 
 def print_tables(plan, task, config):
-    """One table a tree: a row a method, means over the seeds."""
+    """One table per tree: a row per method, means over the seeds."""
     stats = summarise(frame([row(cell.tree, record) for cell, record in plan.records.items() if cell.task == task]))
     for tree in STUDIES[config.study]:
         place = (tree, plan.dataset.name, task.name)

@@ -29,7 +29,7 @@ def predict(model, images, crops=None):
 def accuracy(p, labels):
     """Percentage of the rows of `p`, (N, classes), whose largest entry is the label; nan for no rows.
 
-    A row of a diverged model, nan all through, is wrong (argmax would call it class 0).
+    A row of nan, from a diverged model, counts as wrong (argmax would call it class 0).
     """
     return 100 * ((p.argmax(1) == labels) & ~p.isnan().any(1)).double().mean().item()
 
@@ -55,7 +55,7 @@ def membership_attack(remain_p, test_p, forget_p, other_test_p, threads=1):
     and other test samples (`other_test_p`). All four are (n, classes).
 
     The paper's attacker is xgboost's (binary logistic, 100 trees of depth 6, learning rate 0.3). scikit-learn's
-    histogram trees with these settings stand in for it, for xgboost's wheel brings a second NCCL beside torch's.
+    histogram trees with these settings replace it, because xgboost's wheel brings a second NCCL beside torch's.
     `threads` are the trees' threads: more threads than cores, torch's included, slow them down many times.
     """
     trees = {"max_iter": 100, "learning_rate": 0.3, "max_depth": 6, "max_leaf_nodes": None, "min_samples_leaf": 1}
@@ -67,13 +67,13 @@ def membership_attack(remain_p, test_p, forget_p, other_test_p, threads=1):
 
 
 def _attack_features(members, others):
-    # a diverged model puts out nan, which the trees cannot bin: then there is nothing to read
+    # a diverged model returns nan, which the trees cannot bin
     x = torch.cat([members, others]).nan_to_num(0).sort(1).values.double().cpu().numpy()
     return x, np.r_[np.ones(len(members)), np.zeros(len(others))]
 
 
 def evaluation_crops(dataset, seed):
-    """The training transform's crops that training samples are evaluated with on CIFAR; None where they are not."""
+    """The crops that CIFAR's training samples are evaluated with; None for other data sets."""
     train = dataset.train
     return train.draw_crops(len(train), generator(seed, "evaluation crops")) if dataset.published_protocol else None
 
@@ -120,7 +120,7 @@ def relearn(model, dataset, split, seed, *, epochs, lr, batch_size, shares=None,
     positions. Returns `A_r` and `A_f`, lists of percent: before, and after each epoch.
     """
     learners = list(zip(model.members, shares)) if isinstance(model, Ensemble) else [(model, split.remain)]
-    states = [[cpu_state(learner)] for learner, _ in learners]  # an ensemble is looked at epoch by epoch
+    states = [[cpu_state(learner)] for learner, _ in learners]  # members train one by one, and are evaluated together
     for i, (learner, index) in enumerate(learners):
         options = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "rng": generator(seed, "relearning", i)}
         options["after"] = lambda _, i=i: states[i].append(cpu_state(learners[i][0]))

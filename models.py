@@ -1,4 +1,4 @@
-"""The two models of the paper. Both return (logits, representation): what g . h and what h put out."""
+"""The two models of the paper. Both return (logits, representation), the outputs of g . h and of h."""
 
 import math
 
@@ -48,7 +48,7 @@ class Represented(nn.Module):
     """Any classifier whose forward gives logits, made to give (logits, representation).
 
     The representation is the output of the submodule named `layer`, as in ``model.named_modules()``, flattened to
-    (B, d): what the classifier's head reads. A UserError names the layers if there is no such one.
+    (B, d): what the classifier's head reads. A UserError names the layers if `layer` is none of them.
     """
 
     def __init__(self, model, layer):

@@ -27,8 +27,9 @@ def main(settings):
         save_figure(figure, folder / "figures" / name)
     save_atomically(folder / "report.md", report(cells, figures).encode())
     print(f"{len(cells)} cells: wrote {folder / 'report.md'} and {len(figures)} figures (PNG and SVG)")
+    generated = blocks(settings.results_dir) if settings.pages else {}
     for page in settings.pages:
-        fill(Path(page), blocks(settings.results_dir))
+        fill(Path(page), generated)
         print(f"wrote the generated blocks of {page}")
 
 

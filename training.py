@@ -11,7 +11,7 @@ from harness.store import load_or_set_aside, load_tensors, save_tensors
 
 WEIGHT_DECAY = 1e-4
 EVALUATION_BATCH = 500  # images a frozen model is run on at a time
-SAVE_EVERY_S = 60  # a training is saved for continuing after the first epoch that ends this long after the last save
+SAVE_EVERY_S = 60  # least time between two saves of a training's state, made at the end of an epoch
 
 
 def adam(model, lr):
@@ -50,7 +50,7 @@ def train(model, images, index, *, epochs, lr, batch_size, rng, partial=None, pr
         On the CPU; shuffles and augments.
     partial : Path, optional
         Where a long training saves its state, with the `seconds` it has taken. A training that finds it continues from
-        there, bit for bit. Whoever named it removes it.
+        there, bit for bit. The caller removes it.
     progress, label : bool, str
         Show a bar with this text (on a terminal).
     after : callable, optional

@@ -1,11 +1,11 @@
 """Boundary Shrink: move the forget samples over the nearest decision boundary.
 
 Chen et al., "Boundary Unlearning: Rapid Forgetting of Deep Networks via Shifting the Decision Boundary", CVPR 2023,
-section 3.2. Every x_f is attacked once with FGSM on the frozen f_o (one untargeted step of 0.1 on the sign of the
-gradient of the cross-entropy, in pixel space); the class f_o then sees is its new label, and the model is fine-tuned
-by SGD with momentum 0.9 on (x_f, new label). D_r is not read.
+section 3.2. Every x_f is attacked once with FGSM on the frozen f_o: one untargeted step of 0.1 on the sign of the
+gradient of the cross-entropy, in pixel space. The class that f_o then sees is its new label. The model is fine-tuned on
+(x_f, new label) by SGD with momentum 0.9. D_r is not read.
 
-Deviations from the published code: there the new label may be y_f itself where one step does not cross a boundary; the
+Deviations from the published code: there the new label may be y_f itself, where one step does not cross a boundary. The
 paper means the nearest *incorrect* class, so the highest-scoring class other than y_f is taken. The method was made for
 class removal; its use for random removal is the CaMU paper's. The settings come from the table in `hyperparameters.py`;
 the batch is that of all methods here, 32.

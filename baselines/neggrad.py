@@ -1,8 +1,8 @@
 """NegGrad: descend on the remaining data while ascending on the forget data.
 
 The method that SCRUB's paper calls NegGrad+ (Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023,
-section 4): minimise a * CE(D_r) - (1 - a) * CE(D_f), a mean over each batch, by plain SGD. One step is taken for every
-batch of D_r; batches of D_f are cycled beside it, each in a forward pass of its own.
+section 4). It minimises a * CE(D_r) - (1 - a) * CE(D_f), a mean over each batch, by plain SGD. There is one step
+for every batch of D_r. Batches of D_f are cycled beside it, each in a forward pass of its own.
 
 Deviations from the published code: batches of both sets have this repository's size, 32; the settings come from the
 table in `hyperparameters.py`.

@@ -1,18 +1,18 @@
 """SCRUB: move away from the teacher on the forget data, stay with it on the remaining data.
 
 Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023, Algorithm 1 and Eq. 3. The student starts as the
-teacher f_o. Each epoch, as long as it is one of the first `msteps`, begins with a max-epoch over D_f, which ascends
-KL(teacher || student); then comes a min-epoch over D_r, which descends gamma * CE + alpha * KL(teacher || student).
-Both KLs are at temperature T with the factor T^2, means over the batch; one SGD optimiser with momentum 0.9 and weight
-decay 5e-4 serves both. SCRUB+R, the variant with rewinding, is not what the CaMU paper compares with.
+teacher f_o. Each of the first `msteps` epochs begins with a max-epoch over D_f, which ascends KL(teacher || student).
+Every epoch has a min-epoch over D_r, which descends gamma * CE + alpha * KL(teacher || student). Both KLs are at
+temperature T with the factor T^2, means over the batch. One SGD optimiser with momentum 0.9 and weight decay 5e-4
+serves both. SCRUB+R, the variant with rewinding, is not what the CaMU paper compares with.
 
 At f_o itself the KL has no slope, so without batch normalisation the forgetting begins with the second max-epoch. The
 ascent is unbounded: with D_f in batches of 32, no forgetting and divergence lie within a factor of two or three of the
 learning rate. The published runs draw D_f in larger batches of its own. The fewer ascending steps allow a higher
 learning rate, and the min-epochs mend more.
 
-Deviations from the published code: batches have this repository's size, 32, but for D_f where the row has a
-`forget_batch_size`; the learning rate is constant; the settings come from the table in `hyperparameters.py`.
+Deviations from the published code: batches have this repository's size, 32, except for D_f where the row
+has a `forget_batch_size`; the learning rate is constant; the settings come from the table in `hyperparameters.py`.
 """
 
 import copy

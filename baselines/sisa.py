@@ -1,8 +1,8 @@
 """SISA: sharded, isolated, sliced, aggregated training, so that less has to be retrained.
 
-Bourtoule et al., "Machine Unlearning", IEEE S&P 2021, section IV. Before any request (`prepare_shard`): the training
-set is cut at random into S shards of equal size, each shard into R slices; a shard's model is trained in R stages,
-stage r on slices 1..r together, and a checkpoint is kept before each stage. The epochs of stage r are
+Bourtoule et al., "Machine Unlearning", IEEE S&P 2021, section IV. Before any request (`prepare_shard`) the training
+set is cut at random into S shards of equal size, each shard into R slices. A shard's model is trained in R stages,
+stage r on slices 1..r together. A checkpoint is kept before each stage. The epochs of stage r are
 int(r a) - int((r - 1) a) with a = 2 e / (R + 1), so that all stages together pass over about as many samples as e
 epochs. On a request (`unlearn`) every shard that holds forget samples goes back to the checkpoint before the first
 stage that read one and trains on without them. A random 10 % touches every slice of every shard: then all is retrained.

@@ -1,8 +1,8 @@
 """T-S, "Bad Teaching": imitate an incompetent teacher on the forget data, a competent one on the rest.
 
 Chundawat et al., "Can Bad Teaching Induce Forgetting? Unlearning in Deep Networks using an Incompetent Teacher",
-AAAI 2023, section 4: the student starts as f_o and minimises KL(target || student) over D_f and a random 30 % of D_r,
-drawn once and shuffled together. The target of a forget sample is the softmax output of a model with fresh weights
+AAAI 2023, section 4. The student starts as f_o and minimises KL(target || student). It reads D_f and a random 30 % of
+D_r, drawn once, shuffled together. The target of a forget sample is the softmax output of a model with fresh weights
 (the incompetent teacher), that of a remaining sample f_o's (the competent teacher); temperature 1, no labels, Adam.
 
 Deviations from the published code: the KL is the batch mean, where the published reduction also divides by the number

@@ -2,7 +2,7 @@
 
 Thudi et al., "Unrolling SGD: Understanding Factors Influencing Machine Unlearning", EuroS&P 2022, section 5 (single
 gradient unlearning). Preparation: from f_o, incremental training by plain SGD, without momentum or weight decay, over
-the batches of D_f first and of D_r then; the gradients of the batches of D_f are summed. Unlearning: w = w_trained +
+the batches of D_f first and then of D_r. The gradients of D_f's batches are summed. Unlearning: w = w_trained +
 lr * that sum. Buffers of batch normalisation stay those of the trained model.
 
 The preparation depends on D_f, so it counts as unlearning time, as in the CaMU paper. f_o has learned D_f before, so

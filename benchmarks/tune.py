@@ -142,7 +142,7 @@ def search(arguments):
     if unknown:
         known = [name for name, family in FAMILIES.items() if (family, "class") in SPACE]
         raise UserError(f"--dataset {unknown[0]}: no search for this; choose from {', '.join(known)}")
-    config = replace(check(arguments), save_models=False)
+    config = replace(check(arguments), study="plain", save_models=False)
     tasks = parse_tasks(config.tasks)
     first, *others = config.seeds
     for name in config.dataset:

@@ -50,7 +50,7 @@ class Cell:
 
 
 def resolve_device(config):
-    """--device as "cpu" or "cuda", a UserError where it is not there; on a cluster the workers' devices count."""
+    """ "cpu" or "cuda" as --device asks, a UserError without CUDA; on a cluster the workers' devices count."""
     available = config.gpus_per_cell > 0 if config.cluster else torch.cuda.is_available()
     if config.device == "cuda" and not available:
         if config.cluster:
@@ -101,7 +101,7 @@ def key(spec):
 def use_machine(spec):
     """Make torch compute as a specification says: on a CPU the same bits on the same machine every time.
 
-    Numbers below 1.2e-38 count as 0. A trained model's gradients are full of them, and processors take long over them.
+    Numbers below 1.2e-38 count as 0. A trained model's gradients are full of them, and they slow processors down.
     On CUDA, cuDNN and cuBLAS are held to the same bits; a few other kernels may add in any order.
     """
     torch.set_num_threads(spec["threads"])
@@ -172,7 +172,7 @@ def run_cell(cell, spec, dataset, f_o_state, prepared=None, partial=None, progre
 
 
 def run_relearning(cell, spec, dataset, stored, progress=False):
-    """Let an unlearned model (`stored`, from `run_cell`) learn D_r again; each of SISA's models its own shard's share.
+    """Let an unlearned model (`stored`, from `run_cell`) learn D_r again, each of SISA's models its own share.
 
     Returns what the cell's file holds: `A_r` and `A_f` in percent, before and after each of the 10 epochs.
     """
@@ -190,7 +190,7 @@ def run_relearning(cell, spec, dataset, stored, progress=False):
 
 
 def seconds_before(partial):
-    """What an interrupted unlearning has taken so far."""
+    """Seconds that an interrupted unlearning has taken so far."""
     states = [load_or_set_aside(path, load_tensors) for path in partial_files(partial)]
     return sum(state["seconds"] for state in states if state is not None)
 
@@ -200,7 +200,7 @@ def names(cell):
 
 
 def circumstances(spec, jobs):
-    """What a cell was made with and under: times are only comparable under the same conditions."""
+    """The conditions of a cell's times, comparable only if equal, and the versions behind it."""
     device = device_name(spec["device"])
     conditions = {"device": device, "threads": spec["threads"], "jobs": jobs}
     made = {"python": platform.python_version(), "torch": torch.__version__, "device": device}
@@ -210,7 +210,7 @@ def circumstances(spec, jobs):
 
 def device_name(device):
     """The GPU's name, or the processor's as Linux gives it, else its architecture."""
-    if device == "cuda":
+    if device == "cuda" and torch.cuda.is_available():  # on a cluster this machine may have none
         return torch.cuda.get_device_name()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -221,11 +221,11 @@ def device_name(device):
 
 
 def provenance(config, program="main.py"):
-    """The command that makes a run's cells, with every setting that determines numbers, and the code's commit."""
+    """The command behind a run's cells, with every setting that determines numbers, and the code's commit."""
     words, chosen = ["python", *program.split()], vars(config) | {"device": resolve_device(config)}
     for name in ("dataset", "tasks", "methods", "seeds", "study", "device", "threads", "batch_size", "image_size",
-                 "pretrain_epochs", "retrain_epochs", "override"):  # fmt: skip
-        if chosen[name] not in (None, ()):
+                 "pretrain_epochs", "retrain_epochs", "override", "trials"):  # fmt: skip
+        if chosen.get(name) not in (None, ()):
             values = chosen[name] if isinstance(chosen[name], tuple) else (chosen[name],)
             words += [f"--{name.replace('_', '-')}", *map(str, values)]
     return {"command": shlex.join(words), "commit": commit()}

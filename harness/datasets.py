@@ -22,7 +22,7 @@ CNN_DATASETS = ("OptDigits", "Digit", "Fashion")
 RESNET_DATASETS = ("CIFAR10", "CIFAR100")
 TORCHVISION = {"Digit": MNIST, "Fashion": FashionMNIST, "CIFAR10": CIFAR10, "CIFAR100": CIFAR100}
 CNN_SIDE = 28
-FEWEST_TEST_IMAGES = 3  # of which `metrics.evaluate` gives its attacker 40 %: at least one
+FEWEST_TEST_IMAGES = 3  # 40 % of them train the membership attack: at least one
 
 
 def load(name, root, image_size=None, progress=False):
@@ -31,7 +31,7 @@ def load(name, root, image_size=None, progress=False):
     Looked for under `root`: torchvision's own files, then the image-folder tree ``<name>/{train,test}/<class>/*``;
     else a built-in set is downloaded by torchvision, which verifies its checksums. OptDigits needs no files.
     `image_size` is the side of ResNet-18's images: 224 for CIFAR and 64 for own data unless given. A UserError names
-    a damaged file, or where was looked in vain.
+    a damaged file, or the places that were searched.
     """
     root = Path(root)
     if name == "OptDigits":
@@ -43,10 +43,10 @@ def load(name, root, image_size=None, progress=False):
             found = _torchvision(name, root, download=True)
         if found is not None:
             return _built_in(name, *found, image_size)
-    lost = [part for part in ("train", "test") if not (tree / part).is_dir()]
-    if len(lost) == 1:
-        raise UserError(f"{name}: {tree} has no folder {lost[0]}/<class>/")
-    if lost:
+    missing = [part for part in ("train", "test") if not (tree / part).is_dir()]
+    if len(missing) == 1:
+        raise UserError(f"{name}: {tree} has no folder {missing[0]}/<class>/")
+    if missing:
         wanted = f"{tree / 'train'}/<class>/ and {tree / 'test'}/<class>/"
         raise UserError(f"no data set {name!r}: neither one of {', '.join(FAMILIES)} nor an image folder with {wanted}")
     return _image_folder(name, tree, image_size, progress)

@@ -1,4 +1,4 @@
-"""A data set with all cells that are asked of it: which are finished, and what the others need."""
+"""The cells of a run on one data set: which are finished, and what the others need."""
 
 import json
 from dataclasses import replace
@@ -19,11 +19,11 @@ from hyperparameters import hyperparameters_of, parse_override, training_row
 
 LEAST = dict.fromkeys(("jobs", "threads", "batch_size", "pretrain_epochs", "retrain_epochs"), 1)
 LEAST |= {"seeds": 0, "gpus_per_cell": 0}
-LEAST["image_size"] = 33  # up to 32 pixels ResNet-18 ends in one pixel, of which a batch of one sample has no variance
+LEAST["image_size"] = 33  # at 32 or less ResNet-18 ends in one pixel, and a batch of one sample has no variance
 
 
 def check(config):
-    """Everything that can be said before data are read; returns the settings with "all" methods spelt out."""
+    """Check all that can be checked before data are read; return the settings with "all" methods spelt out."""
     for name in ("dataset", "tasks", "methods", "seeds"):
         if not getattr(config, name):
             raise UserError(f"--{name} is empty; give at least one")
@@ -48,10 +48,10 @@ def check(config):
 
 
 class Plan:
-    """A data set with all cells that are asked of it.
+    """The cells of a run on one data set.
 
-    `specs` has what determines each (`cells.cell_spec`), `records` those that are finished, and `unlike` what differs
-    in those that are there but were made with another configuration.
+    `specs` maps each cell to what determines it, `records` the finished ones to their records, and `unlike` those made
+    with another configuration to the differences.
     """
 
     def __init__(self, dataset, tasks, config):
@@ -67,7 +67,7 @@ class Plan:
                         self.add(Cell(dataset.name, task, method, seed, tree), split)
 
     def methods(self, tree):
-        """The ablation has methods of its own; Retrain and CaMU, beside which they stand, are in the plain tree."""
+        """The ablation has its own methods; Retrain and CaMU, with which they are compared, are in the plain tree."""
         plain = ("Retrain", "CaMU") if self.config.study == "ablation" else self.config.methods
         return tuple(ABLATION) if tree == "ablation" else plain
 
@@ -94,7 +94,7 @@ class Plan:
         return [cell for cell in asked if cell not in self.records or self.needs_model(cell)]
 
     def needs_model(self, cell):
-        """Whether the cell's unlearned model is to be kept, for the user or for relearning, and is not there."""
+        """Whether the unlearned model must be kept, for the user or for relearning, and is missing."""
         relearning = replace(cell, tree="relearn")
         wanted = self.config.save_models or (relearning in self.specs and relearning not in self.records)
         if cell.tree != "cells" or not wanted:
@@ -121,7 +121,7 @@ class Plan:
                 self.prepared[method] = [part["states"] for part in made.values()]
 
     def make_once(self, function, wanted):
-        """Checkpoints by name, loaded where they are there, else made by `function` and kept.
+        """Checkpoints by name, loaded where they exist, else made by `function` and kept.
 
         `wanted` has for each name what determines it, and the function's arguments besides that and the data.
         """
@@ -135,8 +135,9 @@ class Plan:
             return {"spec": spec, "dataset": self.dataset, "partial": partials[name], **more}
 
         calls = {name: partial(arguments, name) for name in wanted if made[name] is None}
-        for name, made[name] in run_all(function, calls, self.config, f"{self.dataset.name}: preparing"):
-            store.save_tensors(paths[name], made[name])
+        for name, checkpoint in run_all(function, calls, self.config, f"{self.dataset.name}: preparing"):
+            made[name] = checkpoint
+            store.save_tensors(paths[name], checkpoint)
             for path in partial_files(partials[name]):
                 path.unlink(missing_ok=True)
         return made
@@ -157,7 +158,7 @@ class Plan:
         return {"cell": cell, "spec": self.specs[cell], "dataset": self.dataset, "stored": stored}
 
     def partial_path(self, cell):
-        """Where an unlearning keeps its state. A timing goes on from no run with other work beside it."""
+        """Where an unlearning keeps its state. A timing never continues a plain run."""
         return cell.model_path(self.config).parent / f"{cells.key(self.specs[cell])}-{cell.tree}.partial.pt"
 
     def keep(self, cell, result):
@@ -178,14 +179,17 @@ class Plan:
             groups.setdefault((cell.tree, cell.task.name, cell.method), []).append(cell)
         rows = []
         for place, group in groups.items():
-            done = [str(cell.seed) for cell in group if cell in self.records]
+            done = [str(cell.seed) for cell in group if cell in self.records and not self.needs_model(cell)]
             missing = [str(cell.seed) for cell in group if cell not in self.records and cell not in self.unlike]
+            missing += [f"{cell.seed} (its model)" for cell in group if cell in self.records and self.needs_model(cell)]
             unlike = [f"{cell.seed} ({', '.join(self.unlike[cell])})" for cell in group if cell in self.unlike]
             done, missing, unlike = (" ".join(found) or "-" for found in (done, missing, unlike))
             rows.append([*place, done, missing, self.last_time(group[0]), unlike])
-        table = pd.DataFrame(rows, columns=["tree", "task", "method", "done", "missing", "last s", "unlike"])
+        table = pd.DataFrame(
+            rows, columns=["tree", "task", "method", "done", "missing", "seconds", "other configuration"]
+        )
         title = f"{self.dataset.name}: seeds of the cells that are done, missing, or made with another configuration;"
-        return f"{title}\nwhat a cell took last on this machine\n{table.to_string(index=False)}"
+        return f"{title}\nand the seconds that such a cell last took on this machine\n{table.to_string(index=False)}"
 
     def last_time(self, cell):
         """Seconds that the newest cell beside this one took, if it was made on this machine on as many threads."""

@@ -40,8 +40,8 @@ def side_by_side(function, calls, config, bar):
         get_reusable_executor().shutdown(wait=False, kill_workers=True)
         raise
     except BrokenProcessPool:
-        lost = f"one of the {config.jobs} processes was ended from outside, as happens when memory runs out"
-        raise UserError(f"{lost}; the same command, with fewer --jobs, continues with what is not finished")
+        message = f"one of the {config.jobs} processes was ended from outside, as happens when memory runs out"
+        raise UserError(f"{message}; the same command, with fewer --jobs, continues with what is not finished")
 
 
 def named(purpose, function, **arguments):

@@ -1,4 +1,4 @@
-"""Files: written in full or not at all, damaged ones set aside; and the errors that a user can mend."""
+"""Files: written in full or not at all, damaged ones set aside; and the errors that a user can fix."""
 
 import io
 import json
@@ -13,14 +13,14 @@ import tyro
 
 
 class UserError(Exception):
-    """A mistake the user can mend; see `run_script`."""
+    """A mistake that the user can fix; see `run_script`."""
 
 
 def run_script(function, settings, description):
     """Call a script's main function with its settings, a dataclass, from the command line.
 
     A UserError, or a default that was edited to a value its field cannot have, ends the script with one line and exit
-    status 2; Ctrl-C with one and 130.
+    status 2. Ctrl-C ends it with one line and status 130.
     """
     try:
         with warnings.catch_warnings(action="error", category=UserWarning):
@@ -63,7 +63,7 @@ def save_atomically(path, content):
 
 def save_tensors(path, values):
     """Write tensors and plain values with `save_atomically`."""
-    serialised = io.BytesIO()  # into a full disk itself, torch fails without saying why
+    serialised = io.BytesIO()  # writing straight to a full disk, torch does not say why it fails
     torch.save(values, serialised)
     save_atomically(path, serialised.getbuffer())
 
@@ -76,8 +76,8 @@ def load_tensors(path):
 def load_or_set_aside(path, read):
     """What `read` makes of a file, or None where there is none.
 
-    A damaged file is renamed to *.damaged and counts as missing. One that cannot be read for want of a permission or of
-    memory is a UserError.
+    A damaged file is renamed to *.damaged and counts as missing. A UserError names a file that cannot be read for lack
+    of permission or memory.
     """
     if not path.exists():
         return None
@@ -93,7 +93,7 @@ def load_or_set_aside(path, read):
 
 
 def read_record(path):
-    """A cell's record; a ValueError or TypeError for JSON that is none."""
+    """A cell's record; a ValueError or TypeError if the JSON is not one."""
     record = json.loads(path.read_text(encoding="utf-8"))
     if "config" not in record:
         raise ValueError("not a cell")

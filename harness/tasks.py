@@ -23,8 +23,8 @@ def parse_task(text):
     """Read a task as it is written in the configuration; a UserError says what is allowed.
 
     ``random<percent>`` with 0 < percent < 100; ``class<k>``, several classes separated by commas; or ``ids:<file>``, a
-    text file of training samples to forget, one a line: indices from 0, or for an image folder also paths below train/
-    (an index then counts the sorted files).
+    text file of training samples to forget, one per line: indices from 0, or for an image folder also paths below
+    train/ (an index then counts the sorted files).
     """
     allowed = (
         "random<percent>, 0 < percent < 100, such as random10; class<k>, such as class0 or class0,3; or ids:<file>"
@@ -43,7 +43,7 @@ def parse_task(text):
 
 
 def parse_tasks(texts):
-    """Read several tasks with `parse_task`; a UserError where two have one name, which their cells are kept under."""
+    """Read several tasks; a UserError if two share a name, because their cells would share files."""
     tasks = {}
     for text in texts:
         task = parse_task(text)
@@ -58,7 +58,7 @@ def _read_ids(path):
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"task ids:{path}: the file cannot be read ({error})")
     if not any(ids):
-        raise UserError(f"task ids:{path}: the file names no sample; write one training index a line")
+        raise UserError(f"task ids:{path}: the file names no sample; write one training index per line")
     return Task(f"ids-{path.stem}", ids=ids)
 
 

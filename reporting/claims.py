@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 from reporting.summary import (
     MAIN_TASKS,
     PAPER_DATASETS,
     PAPER_TASKS,
     costs,
+    is_lost,
     mean_mia_difference,
     on_common_seeds,
     read_paper_values,
@@ -17,15 +19,19 @@ from reporting.summary import (
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh")
 CNN_PAIR, CIFAR_PAIR = PAPER_DATASETS[:2], PAPER_DATASETS[2:]
-PAPER_METHODS = tuple(dict.fromkeys(method for *_, method in read_paper_values()))
+
+
+@cache
+def paper_methods():
+    return tuple(dict.fromkeys(method for *_, method in read_paper_values()))
 
 
 @dataclass(frozen=True)
 class Claim:
     """What the paper says of CaMU in a kind of task.
 
-    `check` gets a function from (method, metric) to the mean or None; it returns (holds, figures), or None while a cell
-    is missing.
+    `check` gets a function from (method, metric) to the mean or None, and the methods that have lost their model. It
+    returns (holds, figures), or None while a cell is missing.
     """
 
     text: str
@@ -36,13 +42,13 @@ class Claim:
 
 
 def ranked(metric, direction, at_most):
-    """A claim on CaMU's place among the methods besides Retrain: this or a better one."""
+    """A claim that CaMU is at place `at_most` or better among the methods besides Retrain that keep their model."""
 
-    def check(mean):
-        values = {method: mean(method, metric) for method in PAPER_METHODS}
+    def check(mean, lost=()):
+        values = {method: mean(method, metric) for method in paper_methods()}
         if None in values.values():
             return None
-        place, figures = standing(values, direction)
+        place, figures = standing({m: value for m, value in values.items() if m not in lost}, direction)
         return place <= at_most, figures + (f"; Retrain {values['Retrain']:.2f}" if direction == "≈" else "")
 
     return check
@@ -51,7 +57,7 @@ def ranked(metric, direction, at_most):
 def worse(variant, metric, sign, margin=0):
     """A claim that a variant of CaMU's losses has a higher (sign 1) or lower (-1) metric than CaMU."""
 
-    def check(mean):
+    def check(mean, lost=()):
         theirs, ours = mean(variant, metric), mean("CaMU", metric)
         if None in (theirs, ours):
             return None
@@ -60,7 +66,7 @@ def worse(variant, metric, sign, margin=0):
     return check
 
 
-def forgotten(mean):
+def forgotten(mean, lost=()):
     value = mean("CaMU", "A_ts_f")
     return None if value is None else (round(value, 2) == 0, f"{value:.2f}")
 
@@ -99,20 +105,22 @@ def answers(cells):
     Methods are compared on the seeds that all of the paper's have, the ablation with CaMU on its own seeds. Only data
     sets and tasks with a cell are looked at; those where a claim is not measured share a row.
     """
-    cells = with_base(cells[cells.method.isin(PAPER_METHODS) | (cells.tree == "ablation")])
-    there = {*zip(cells.dataset, cells.task)}
+    cells = with_base(cells[cells.method.isin(paper_methods()) | (cells.tree == "ablation")])
+    there = {*zip(cells.tree, cells.dataset, cells.task)}
     alone, compared = summarise(cells[cells.method == "CaMU"]), summarise(on_common_seeds(cells))
     rows = []
     for claim in CLAIMS:
         stats, missing = alone if claim.check is forgotten else compared, []
-        tasks = [t for t in (PAPER_TASKS if claim.tree == "cells" else MAIN_TASKS) if t.startswith(claim.kind)]
-        for place in [(dataset, task) for dataset in claim.datasets for task in tasks if (dataset, task) in there]:
-            found = {key[3:]: stat for key, stat in stats.items() if key[:3] == (claim.tree, *place)}
-            answer = claim.check(lambda *key, found=found: found[key].mean if key in found else None)
+        tasks = [task for task in PAPER_TASKS if task.startswith(claim.kind)]
+        places = [(claim.tree, dataset, task) for dataset in claim.datasets for task in tasks]
+        for place in [place for place in places if place in there]:
+            found = {key[3:]: stat for key, stat in stats.items() if key[:3] == place}
+            lost = [method for method in paper_methods() if method != "CaMU" and is_lost(stats, place, method)]
+            answer = claim.check(lambda *key, found=found: found[key].mean if key in found else None, lost)
             if answer:
-                rows.append((claim.text, f"{' '.join(place)} ({max(s.seeds for s in found.values())})", *answer))
+                rows.append((claim.text, f"{' '.join(place[1:])} ({max(s.seeds for s in found.values())})", *answer))
             else:
-                missing.append(" ".join(place))
+                missing.append(" ".join(place[1:]))
         if missing or claim.text not in {row[0] for row in rows}:
             rows.append((claim.text, ", ".join(missing) or "no cell", None, ""))
     return [*rows, mia_answer(compared)]
@@ -121,10 +129,10 @@ def answers(cells):
 def mia_answer(stats):
     """The claim on MIA_diff, which is one average over the main tasks: over the pairs that all methods have."""
     places = [(dataset, task) for task in MAIN_TASKS for dataset in PAPER_DATASETS]
-    pairs = [place for place in places if all(("cells", *place, m, "MIA") in stats for m in PAPER_METHODS)]
+    pairs = [place for place in places if all(("cells", *place, m, "MIA") in stats for m in paper_methods())]
     text = "MIA_diff over the main tasks is the second-lowest"
     if not pairs:
         return text, "all data sets", None, ""
-    values = {m: mean_mia_difference(stats, pairs, m)[0] for m in PAPER_METHODS if m != "Retrain"}
+    values = {m: mean_mia_difference(stats, pairs, m)[0] for m in paper_methods() if m != "Retrain"}
     place, figures = standing(values, "↓")
     return text, ", ".join(" ".join(pair) for pair in pairs), place <= 2, f"{figures} (the paper's text: 4.09)"

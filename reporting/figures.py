@@ -30,14 +30,12 @@ RETRAIN_BAND = {"color": COLOURS["Retrain"], "alpha": 0.15}
 def draw_figures(cells):
     """All figures that there are cells for, by name; those of data sets and tasks not in the paper end in "-other"."""
     curves, stats = relearning_curves(cells), summarise(cells)
-    relearned = cells.loc[cells.tree == "relearn", ["dataset", "task", "method", "seed"]]
-    before = summarise(cells[cells.tree == "cells"].merge(relearned))
     figures = {}
     for task in in_order(set(cells.task), PAPER_TASKS):
         names = in_order(set(cells.dataset[cells.task == task]), PAPER_DATASETS)
         paper = [name for name in names if name in PAPER_DATASETS and task in PAPER_TASKS]
         for end, datasets in (("", paper), ("-other", [name for name in names if name not in paper])):
-            figures[f"relearning-{task}{end}"] = draw_relearning(curves, task, datasets, before)
+            figures[f"relearning-{task}{end}"] = draw_relearning(curves, task, datasets, stats)
             figures[f"gap-time-{task}{end}"] = draw_gap_time(stats, task, datasets)
             figures[f"bars-{task}{end}"] = draw_bars(stats, task, datasets)
     return {name: figure for name, figure in figures.items() if figure}
@@ -53,11 +51,10 @@ def save_figure(figure, path):
 
 
 @matplotlib.rc_context(STYLE)
-def draw_relearning(curves, task, datasets, stats=None):
-    """How A_r and A_f differ from before relearning: a row a data set, a line a method; None without any.
+def draw_relearning(curves, task, datasets, stats):
+    """How A_r and A_f differ from before relearning: a row per data set, a line per method; None without any.
 
-    `curves` is from `relearning_curves`. `stats`, from `summarise` of the plain cells that were relearned, tells which
-    models were lost before.
+    `curves` is from `relearning_curves`, `stats` from `summarise`.
     """
     curves = curves[(curves.task == task) & curves.dataset.isin(datasets)]
     datasets = [name for name in datasets if name in set(curves.dataset)]
@@ -67,7 +64,7 @@ def draw_relearning(curves, task, datasets, stats=None):
     figure, axes = panels(handles, len(datasets), columns=2, sharex=True)
     for row, dataset in zip(axes, datasets):
         rows = curves[curves.dataset == dataset]
-        set_title(row[0], stats or {}, ("cells", dataset, task), rows.seeds, set(METHODS) - set(rows.method))
+        set_title(row[0], stats, ("relearn", dataset, task), rows.seeds, set(METHODS) - set(rows.method))
         for axis, metric in zip(row, ("A_r", "A_f")):
             draw_curves(axis, rows[rows.metric == metric])
             set_value_axis(axis, f"Δ{metric} [points]")
@@ -77,7 +74,7 @@ def draw_relearning(curves, task, datasets, stats=None):
 
 
 def draw_curves(axis, curves):
-    """Lines in bands of the std. To tell equal lines apart, CaMU's is wide, and each method marks other epochs."""
+    """Lines in bands of the std. To tell equal lines apart, CaMU's is wide, and each method marks its own epochs."""
     for i, method in enumerate(METHODS):
         x, mean, std = curves[curves.method == method].sort_values("epoch")[["epoch", "mean", "std"]].to_numpy().T
         axis.fill_between(x, mean - std, mean + std, color=COLOURS[method], alpha=0.12, linewidth=0)
@@ -97,7 +94,7 @@ def style(method, size=4, opacity="FF", **changes):
 
 @matplotlib.rc_context(STYLE)
 def draw_gap_time(stats, task, datasets):
-    """Gap to Retrain against time relative to Retrain's: a panel a data set, a point a method; None without any.
+    """Gap to Retrain against time relative to Retrain's: a panel per data set, a point per method; None without any.
 
     Gap and time come from the same cells: those of the tree "efficiency". A data set or task that is not the paper's
     has those of the plain run where there are no others, and its title says so. `stats` is from `summarise`.
@@ -134,7 +131,7 @@ def gap_and_ratio(stats, dataset, task):
 
 @matplotlib.rc_context(STYLE)
 def draw_bars(stats, task, datasets):
-    """Differences of all metrics to Retrain, with the std: a panel a data set, a bar a method; None without any.
+    """Differences of all metrics to Retrain, with the std: a panel per data set, a bar per method; None without any.
 
     A marker ends each bar, so that one of height 0 is visible. A cross stands for a missing metric. Retrain is the zero
     line, in a band of its std.

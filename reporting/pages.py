@@ -28,21 +28,21 @@ This page is made by `python report.py` from the cells beside it. How to read th
 - `MIA_diff` is the mean of |MIA − Retrain's MIA| over data sets and tasks; their number stands in brackets.
 - `A_r_clean` and `A_f_clean` are CIFAR's accuracies without the training transform of the published protocol."""
 GLANCE_REMARK = """\
-Each method's `gap` to Retrain, a row a data set and task. “CaMU's time” is relative to Retrain's. The last column is
+Each method's `gap` to Retrain, a row per data set and task. “CaMU's time” is relative to Retrain's. The last column is
 the largest difference between our Retrain and the paper's, in points."""
 CLAIMS_REMARK = """\
-What the paper's text says of CaMU, held against the cells. Places are among the seven methods besides Retrain, all of
-which must have been measured, on the seeds that all of them have."""
+What the paper's text says about CaMU, checked against the cells. CaMU is ranked among the methods besides Retrain that
+keep their model, on the seeds that all of them have. If one of the paper's methods is missing, nothing is ranked."""
 REMARKS = {
-    "Table 4": "The paper's printed averages are those of its entries, but for T-S. Its MIA values of SISA are what an "
-    "attack scores that always answers “non-member”: they say nothing about SISA's models.",
+    "Table 4": "The paper's printed averages agree with its entries, except for T-S. Its MIA values for SISA are those "
+    "of an attack that always answers “non-member”: they say nothing about SISA's models.",
     "Table 6": "The paper's entries could not be read off. Retrain and CaMU are those of the plain run.",
     "Table 12": "The paper's printed averages do not follow from the entries of its own table.",
 }
 TITLES = {"cells": "effectiveness", "ablation": "ablation", "efficiency": "time", "relearn": "relearning"}
 PICTURES = {
     "relearning": "How far A_r and A_f are from their values before, while the unlearned model learns D_r again.",
-    "bars": "The metrics less Retrain's, whose own values stand below the names.",
+    "bars": "The metrics minus Retrain's. Retrain's own values stand below the names.",
     "gap-time": "Gap against time relative to Retrain's. Lower left is better.",
 }
 BLOCK = "<!-- generated: {0} -->\n\n{1}\n\n<!-- end of {0} -->"
@@ -67,7 +67,8 @@ def report(cells, figures):
             found = cells[cells.task.isin(tasks) & cells.dataset.isin(datasets) & (cells.tree == tree)]
             tasks = in_order(set(found.task), PAPER_TASKS)
             parts += [f"## {name}: {what}, {', '.join(tasks)}", table, REMARKS.get(name, "")]
-            parts += [f"Measured on: {'; '.join(sorted(set(found.conditions)))}." if tree == "efficiency" else ""]
+            timed = sorted(set(found.conditions) - {""}) if tree == "efficiency" else []
+            parts += [f"Measured on: {'; '.join(timed)}." if timed else ""]
             parts += [made_by(found)]
     parts += [text for name in PICTURES for text in pictures(name, figures)]
     for dataset, task in sorted({*zip(cells.dataset, cells.task)}):
@@ -108,14 +109,15 @@ def other_section(dataset, task, cells, stats):
     """Everything there is of a data set and task that the paper does not have."""
     found = cells[(cells.dataset == dataset) & (cells.task == task)]
     for tree in in_order(set(found.tree), TREES):
-        methods = in_order(set(found.method[found.tree == tree]), tables.ROWS)
-        rows = tables.metric_rows(stats, (tree, dataset, task), tables.there(stats, (tree, dataset, task)), methods)
+        place = (tree, dataset, task)
+        methods = in_order({key[3] for key in stats if key[:3] == place}, tables.ROWS)
+        rows = tables.metric_rows(stats, place, tables.measured_metrics(stats, place), methods)
         title = f"## Not in the paper: {dataset}, {task} ({tree})"
         yield from [title, tables.stats_table(rows, methods), made_by(found[found.tree == tree])]
 
 
 def made_with(cells):
-    """The versions and machines behind the cells, and which tables are of unlike things."""
+    """The versions and machines behind the cells, and which tables mix machines or settings."""
     made = cells.versions.map(lambda found: ", ".join(f"{name} {value}" for name, value in found.items()))
     apart = ("seed", "forget_set", "method", "hyperparameters")
     common = [
@@ -147,21 +149,25 @@ def claims_by_place(cells):
     found = {}
     for claim, _, holds, _ in claims.answers(cells):
         found.setdefault(claim, []).append(holds)
-    rows = [[c, f"{a.count(True)} of {len(a)}" if None not in a else "not measured"] for c, a in found.items()]
+    measured = {claim: [holds for holds in answers if holds is not None] for claim, answers in found.items()}
+    rows = [[claim, f"{sum(a)} of {len(a)}" if a else "not measured"] for claim, a in measured.items()]
     return tables.markdown_table(["Claim", "Holds in"], rows, left=2)
 
 
 def search(folder):
-    """The gap to Retrain of the best setting that the search found: a row a data set and task, a column a method."""
+    """The gap to Retrain of the best setting found: a row per data set and task, a column per method."""
     trials = {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))}
     best = {name: found[found["time/Retrain"] <= 1].groupby("method").first() for name, found in trials.items()}
     methods = in_order({method for found in best.values() for method in found.index}, tables.ROWS)
-    rows = [[*n.split("-"), *(f"{found.gap[m]:.2f} ({found.seeds[m]})" for m in methods)] for n, found in best.items()]
+    rows = [
+        [*n.split("-"), *(f"{f.gap[m]:.2f} ({f.seeds[m]})" if m in f.index else "–" for m in methods)]
+        for n, f in best.items()
+    ]
     return tables.markdown_table(["Data", "Task", *methods], rows, left=2)
 
 
 def studies(results_dir):
-    """The side studies: folders of cells of their own, a row a method."""
+    """The side studies: folders of cells of their own, a row per method."""
     rows = []
     for folder in sorted({path.parents[4] for path in results_dir.glob("*/**/cells/*/*/*/seed*.json")}):
         stats = summary.summarise(summary.read_cells(folder))

@@ -16,13 +16,14 @@ PAPER_TASKS = ("random10", "class0", "random15", "random20", "class1", "class2")
 MAIN_TASKS = PAPER_TASKS[:2]
 CLEAN = ("A_r_clean", "A_f_clean")
 MOVES = ("moved_A_r", "moved_A_f")
+MEASURED = (*METRICS, *CLEAN, "start_A_r", *MOVES)  # the columns of cells that are averaged
 PLACE = ["tree", "dataset", "task"]
 DIRECTIONS = {**dict.fromkeys(("A_r", "A_f", "MIA", *CLEAN), "≈"), "A_ts": "↑", "A_ts_r": "↑"}  # all others: ↓
 LOST = 20  # points of A_r under Retrain's from which a model counts as lost
 
 
 class Stat(NamedTuple):
-    """Mean and population std over so many seeds."""
+    """Mean and population std over `seeds` seeds."""
 
     mean: float
     std: float
@@ -46,14 +47,14 @@ def read_cells(results_dir):
 def frame(rows):
     """A DataFrame of `row`s with all metrics as columns, nan where a cell has none."""
     cells = pd.DataFrame(rows)
-    return cells.reindex(columns=[*cells, *(name for name in (*METRICS, *CLEAN, *MOVES) if name not in cells)])
+    return cells.reindex(columns=[*cells, *(name for name in MEASURED if name not in cells)])
 
 
 def row(tree, record):
     """One cell's record as a row: names, metrics, `time_s`, `conditions` (text), `config`, `versions`, `command`.
 
-    Relearning has `curves` ({"A_r": [...], "A_f": [...]}) and `moved_A_r`, `moved_A_f`: the largest |difference to
-    before| on the way.
+    Relearning has `curves` ({"A_r": [...], "A_f": [...]}), `start_A_r`, and the largest |difference to the start|:
+    `moved_A_r`, `moved_A_f`.
     """
     curves = {name: record[name] for name in ("A_r", "A_f")} if "A_r" in record else {}
     made = record.get("conditions")
@@ -61,6 +62,7 @@ def row(tree, record):
         "tree": tree,
         **{name: record[name] for name in ("dataset", "task", "method", "seed")},
         **record.get("metrics", {}),
+        **({"start_A_r": curves["A_r"][0]} if curves else {}),
         **{f"moved_{name}": max(abs(value - values[0]) for value in values) for name, values in curves.items()},
         "time_s": record.get("time_s", math.nan),
         "conditions": f"{made['device']}, threads a cell: {made['threads']}, jobs: {made['jobs']}" if made else "",
@@ -73,18 +75,19 @@ def row(tree, record):
 def summarise(cells):
     """Everything that is measured, averaged: (tree, dataset, task, method, metric) -> Stat.
 
-    The metrics are those of the cells, `moved_A_r` and `moved_A_f` of relearning, and `time_s`. Over the seeds that the
-    method and Retrain both have, there are `gap`, `MIA_diff` (|MIA - Retrain's MIA|) and `ratio` (of the times), from
-    the means and so without a std (nan). Times are those under the conditions that most cells of the place have;
-    without recorded conditions there is no ratio. The ablation gets the plain run's Retrain and CaMU of its seeds.
+    The metrics are those of the cells; of relearning `start_A_r`, `moved_A_r` and `moved_A_f`; and `time_s`. `gap`,
+    `MIA_diff` (|MIA - Retrain's MIA|) and `ratio` (of the times) compare with Retrain on the seeds that both have. They
+    come from the means and have no std (nan). Times are those under the conditions of most of Retrain's cells; others
+    are left out, and without recorded conditions there is no ratio. The ablation gets the plain run's Retrain and CaMU.
     """
     stats = {}
     for place, group in with_base(cells).groupby(PLACE, sort=False):
-        conditions = group.conditions.mode()[0]
+        timed = group[group.method == "Retrain"] if "Retrain" in set(group.method) else group
+        conditions = timed.conditions.mode()[0]
         group = group.assign(time_s=group.time_s.where(group.conditions == conditions)).set_index("seed")
         retrain = group[group.method == "Retrain"]
         for method, rows in group.groupby("method", sort=False):
-            found = {name: stat(rows[name].dropna()) for name in (*METRICS, *CLEAN, *MOVES, "time_s")}
+            found = {name: stat(rows[name].dropna()) for name in (*MEASURED, "time_s")}
             if method != "Retrain":
                 found |= distances(rows, retrain)
             found["ratio"] = time_ratio(rows, retrain if conditions else retrain[:0])
@@ -98,7 +101,7 @@ def stat(values):
 
 def distances(cells, retrain):
     """A method's `gap` and `MIA_diff`, over the seeds that it and Retrain have; cells indexed by seed."""
-    names = [name for name in METRICS if retrain[name].notna().any()]
+    names = [name for name in METRICS if name in retrain and retrain[name].notna().any()]
     ours, theirs = (rows[names].dropna() for rows in (cells, retrain))
     seeds = ours.index.intersection(theirs.index) if names else []
     if not len(seeds):
@@ -153,14 +156,15 @@ def relearning_curves(cells):
 
 def is_lost(stats, place, method):
     """Whether a method has lost its model at a (tree, dataset, task): A_r more than 20 points under Retrain's."""
-    ours, retrain = (stats.get((*place, name, "A_r")) for name in (method, "Retrain"))
+    name = "start_A_r" if place[0] == "relearn" else "A_r"
+    ours, retrain = (stats.get((*place, m, name)) for m in (method, "Retrain"))
     return None not in (ours, retrain) and not ours.mean >= retrain.mean - LOST
 
 
 def costs(values, direction):
-    """What methods are compared by, less being better: equal is what is equal at the two decimals shown.
+    """The numbers that methods are compared by, at the two decimals shown; less is better.
 
-    `direction` is "↑" if the highest is best, "↓" the lowest, "≈" the closest to Retrain; without it nothing is.
+    `direction` is "↑" if the highest is best, "↓" the lowest, "≈" the closest to Retrain.
     """
     others = {method: value for method, value in values.items() if method != "Retrain"}
     if direction == "≈":
@@ -174,7 +178,7 @@ def costs(values, direction):
 def rank(values, metric, lost=()):
     """Which entries of a row are marked: method -> 1 for the best, 2 for the second best.
 
-    Retrain and the methods that have lost their model are passed over. Nothing is best without a second to compare.
+    Retrain and the methods that have lost their model are passed over. With fewer than two left, none is marked.
     """
     found = costs({m: value for m, value in values.items() if m not in lost}, DIRECTIONS.get(metric, "↓"))
     if len(found) < 2:
@@ -197,4 +201,4 @@ def read_paper_values(path=PAPER_VALUES):
 
 def in_order(names, first):
     """`names`, those of `first` in its order before the others, sorted."""
-    return [name for name in first if name in names] + sorted(set(names) - set(first))
+    return [name for name in dict.fromkeys(first) if name in names] + sorted(set(names) - set(first))

@@ -39,22 +39,22 @@ VERDICTS = {True: "holds", False: "**does not**", None: "not measured"}
 
 
 def terminal_table(stats, place):
-    """One row a method, means over the seeds: metrics in percent, gap and time beside Retrain's, and how it forgets.
+    """One row per method: means over the seeds in percent, gap and time beside Retrain's, and how much it forgets.
 
     `stats` is from `summarise`, `place` is (tree, dataset, task).
     """
     tree, dataset, task = place
-    here = {method: at(stats, place, method) for method in ROWS if at(stats, place, method)}
-    there = {name for found in here.values() for name in found}
-    retrain = here.get("Retrain", {})
-    shown = [name for name in (*METRICS, *MOVES, "gap", "ratio" if "ratio" in retrain else "time_s") if name in there]
+    by_method = {method: at(stats, place, method) for method in ROWS if at(stats, place, method)}
+    retrain = by_method.get("Retrain", {})
+    other_time = "time_s" if "ratio" in retrain else "ratio"
+    shown = [name for name in measured_metrics(stats, place) if name not in (*CLEAN, other_time)]
     words = ["forgets"] if "A_r" in retrain else []
     rows = [["", *("time" if name == "ratio" else name for name in shown), *words]]
-    for method, found in here.items():
+    for method, found in by_method.items():
         numbers = [text(found.get(name), "-").replace(" ", "") for name in shown]
         rows.append([method, *numbers, *(forgets(stats, place, method) for _ in words)])
     widths = [max(map(len, column)) for column in zip(*rows)]
-    seeds = max(stat.seeds for found in here.values() for stat in found.values())
+    seeds = max(stat.seeds for found in by_method.values() for stat in found.values())
     title = f"{dataset}, {task}:{'' if tree == 'cells' else f' {tree},'} {seeds} seed{'s' if seeds > 1 else ''}, "
     title += "the most that accuracies moved, in points" if tree == "relearn" else "metrics in percent"
     title += f", time ÷ Retrain's {retrain['time_s'].mean:.2f} s" if "ratio" in retrain else ""
@@ -109,7 +109,7 @@ def entries(stats, place, metric, methods):
     return [shown.get(method, "missing") for method in methods]
 
 
-def there(stats, place):
+def measured_metrics(stats, place):
     """The metrics that a (tree, dataset, task) has, in order."""
     found = {key[4] for key in stats if key[:3] == place}
     return [name for name in (*METRICS, *CLEAN, *MOVES, "gap", "time_s", "ratio") if name in found]
@@ -138,7 +138,7 @@ def paper_table(stats, paper, name, datasets):
     published = {key[1:]: value for key, value in paper.items() if f"Table {key[0]}" == name}
     rows = []
     for dataset, task in [(dataset, task) for task in tasks for dataset in datasets]:
-        known = there(stats, (tree, dataset, task))
+        known = measured_metrics(stats, (tree, dataset, task))
         more = [m for m in known if tree == "cells" and metrics != ("MIA",) and m not in ("MIA", "time_s", "ratio")]
         shown = dict.fromkeys((*metrics, *more, *(["gap"] if tree == "ablation" else [])))
         rows += metric_rows(stats, (tree, dataset, task), shown, methods, published) if known else []
@@ -177,10 +177,12 @@ def glance_table(stats, paper, places):
         ours = at(stats, ("cells", dataset, task), "Retrain")
         off = [(abs(ours[name].mean - published[name]), name) for name in METRICS if name in ours and name in published]
         rows.append([dataset, task, *gaps, time, "{:.2f} ({})".format(*max(off)) if off else "–"])
-    return markdown_table(["Data", "Task", *methods, "CaMU's time", "Retrain, off the paper's by"], rows, left=2)
+    return markdown_table(
+        ["Data", "Task", *methods, "CaMU's time", "Retrain's largest difference to the paper"], rows, left=2
+    )
 
 
 def claims_table(cells):
-    """What `claims.answers` found, a row a claim and place."""
+    """What `claims.answers` found, a row per claim and place."""
     rows = [[claim, where, VERDICTS[holds], figures] for claim, where, holds, figures in answers(cells)]
     return markdown_table(["Claim", "Where (seeds)", "Here", ""], rows, left=4)

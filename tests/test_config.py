@@ -52,5 +52,5 @@ def test_help_explains_every_option(capsys):
     text = capsys.readouterr().out
     for name in Config.__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in text
-    for line in ("what to forget: random<percent>", "no progress bars", "CPU threads a cell computes with"):
+    for line in ("what to forget: random<percent>", "no progress bars", "CPU threads per cell"):
         assert line in text

@@ -36,10 +36,12 @@ def make_plain(tree="cells", dataset="Digit", task="random10", values=RANDOM, se
     ]
 
 
-def make_relearning(methods=("CaMU",), changes=(-1, 1), seeds=(0, 1), dataset="Digit"):
-    """A_r goes from 94 by `changes`, in seed 1 by twice as much in the end; A_f from 90 up by half a point."""
+def make_relearning(methods=("CaMU",), changes=(-1, 1), seeds=(0, 1), dataset="Digit", start=94):
+    """A_r goes from `start` by `changes`, in seed 1 by twice as much in the end; A_f from 90 up by half a point."""
     return [
-        make_row("relearn", method, seed, dataset, A_r=[94, 94 + changes[0], 94 + (1 + seed) * changes[1]], A_f=A_F)
+        make_row(
+            "relearn", method, seed, dataset, A_r=[start, start + changes[0], start + (1 + seed) * changes[1]], A_f=A_F
+        )
         for method in methods
         for seed in seeds
     ]
@@ -81,7 +83,7 @@ def test_relearning_shows_the_curves_with_their_std():
     assert {1.0, 2.0} <= set(band[band[:, 0] == 2][:, 1])
     assert title_of(upper).startswith("Digit (2 seeds); missing: Retrain, NegGrad, Boundary")
     assert title_of(draw(make_relearning(seeds=[0]))["relearning-random10"].axes[0]).startswith("Digit (1 seed)")
-    assert figures.draw_relearning(relearning_curves(frame(make_relearning())), "class0", ["Digit"]) is None
+    assert figures.draw_relearning(relearning_curves(frame(make_relearning())), "class0", ["Digit"], {}) is None
 
 
 def test_equal_relearning_curves_have_markers_in_different_places():
@@ -167,7 +169,8 @@ def test_retrain_in_the_legend_looks_as_drawn():
 def test_lost_models_are_named_and_do_not_press_the_others_flat():
     values = RANDOM | {"NegGrad": LOST}
     rows = [*make_plain(values=values), *make_plain("efficiency", values=values)]
-    rows += make_relearning(["NegGrad", "Retrain", "CaMU"], changes=(20, 40))
+    rows += make_relearning(["Retrain", "CaMU"], changes=(20, 40))
+    rows += make_relearning(["NegGrad"], changes=(20, 40), start=10)
     for figure in draw(rows).values():
         axis = figure.axes[0]
         assert title_of(axis).endswith("; lost: NegGrad")
@@ -177,10 +180,9 @@ def test_lost_models_are_named_and_do_not_press_the_others_flat():
         assert 0.05 < bottom < top < 0.95  # markers are not cut
 
 
-def test_lost_before_relearning_is_judged_by_the_seeds_that_were_relearned():
-    values = RANDOM | {"NegGrad": LOST | {"A_r": (10, 98)}}
-    for seed, lost in ((0, True), (1, False)):
-        rows = [*make_plain(values=values), *make_relearning(RANDOM, seeds=[seed])]
+def test_a_model_that_was_lost_before_relearning_is_named():
+    for start, lost in ((10, True), (90, False)):
+        rows = [*make_relearning(["Retrain", "CaMU"]), *make_relearning(["NegGrad"], start=start)]
         assert title_of(draw(rows)["relearning-random10"].axes[0]).endswith("lost: NegGrad") == lost
 
 

@@ -52,10 +52,10 @@ def test_an_added_method_is_run_and_reported(tmp_path):
         copied = tmp_path / path.relative_to(ROOT)
         copied.parent.mkdir(exist_ok=True)
         shutil.copy(path, copied)
-    (tmp_path / "baselines/finetune.py").write_text(block("def unlearn("))
-    line, row = re.search(r'`("Finetune": finetune,)`.*?\n\n( {4}"Finetune": .*?)\n', README, re.DOTALL).groups()
-    insert(tmp_path / "baselines/__init__.py", "from baselines import ", "finetune, ")
-    insert(tmp_path / "baselines/__init__.py", "METHODS = {\n", f"    {line}\n")
+    (tmp_path / "baselines/naive.py").write_text(block("def unlearn("))
+    line, row = re.search(r'`("Naive": naive,)`.*?\n\n( {4}"Naive": .*?)\n', README, re.DOTALL).groups()
+    insert(tmp_path / "baselines/__init__.py", "from baselines import ", "naive, ")
+    insert(tmp_path / "baselines/__init__.py", '    "CaMU": camu,\n', f"    {line}\n")
     insert(tmp_path / "hyperparameters.py", "HYPERPARAMETERS = {\n", f"{row}\n")
     options = [
         "--tasks",
@@ -71,9 +71,9 @@ def test_an_added_method_is_run_and_reported(tmp_path):
     for command in (("main.py", *options), ("report.py", "--results-dir", "runs")):
         done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    config = json.loads((tmp_path / "runs/cells/OptDigits/class0/Finetune/seed0.json").read_text())["config"]
-    assert (config["method"], config["hyperparameters"]) == ("Finetune", {"epochs": 2, "lr": 1e-3})
-    assert "| Finetune |" in (tmp_path / "runs/report.md").read_text()
+    config = json.loads((tmp_path / "runs/cells/OptDigits/class0/Naive/seed0.json").read_text())["config"]
+    assert (config["method"], config["hyperparameters"]) == ("Naive", {"epochs": 2, "lr": 1e-3})
+    assert "| Retrain | Naive |\n" in (tmp_path / "runs/report.md").read_text()
 
 
 def insert(path, after, text):

@@ -93,7 +93,7 @@ def test_relearning_counts_from_before(tmp_path):
     found = curves[curves.metric == "A_r"].sort_values("epoch")
     assert found["mean"].tolist() == [0, -1, 2] and found["std"].tolist() == [0, 0, 1] and set(found.seeds) == {2}
     moved = {key[4]: stat for key, stat in summarise(cells).items()}
-    assert moved == {"moved_A_r": (2, 1, 2), "moved_A_f": (2, 0, 2)}
+    assert moved == {"start_A_r": (94, 0, 2), "moved_A_r": (2, 1, 2), "moved_A_f": (2, 0, 2)}
     assert summary.relearning_curves(cells[:0]).empty
 
 
