@@ -45,9 +45,8 @@ def train(model, images, index, *, epochs, lr, batch_size, rng, partial=None, pr
         Forward gives (logits, representation).
     images, index : Images, LongTensor
         The samples to train on are at the positions `index`.
-    epochs, lr, batch_size : int, float, int
-    rng : torch.Generator
-        On the CPU; shuffles and augments.
+    epochs, lr, batch_size, rng : int, float, int, torch.Generator
+        The generator is on the CPU; it shuffles and augments.
     partial : Path, optional
         Where a long training saves its state, with the `seconds` it has taken. A training that finds it continues from
         there, bit for bit. The caller removes it.

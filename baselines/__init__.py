@@ -3,8 +3,7 @@
 A method is a module with one function, ``unlearn(f_o, split, settings) -> model``. Given the pre-unlearning model (not
 to be changed), the split and the settings (`hyperparameters.settings`), it returns a model in evaluation mode whose
 forward gives (logits, representation). What it must do before any request is a function ``prepare_shard`` beside it
-(`baselines.sisa`); the results are kept like the pre-unlearning model. To add a method: a file, a line here, and a row
-in `hyperparameters.HYPERPARAMETERS`.
+(`baselines.sisa`). To add a method: a file, a line here, and a row in `hyperparameters.HYPERPARAMETERS`.
 """
 
 import camu

@@ -202,10 +202,9 @@ def names(cell):
 def circumstances(spec, jobs):
     """The conditions of a cell's times, comparable only if equal, and the versions behind it."""
     device = device_name(spec["device"])
-    conditions = {"device": device, "threads": spec["threads"], "jobs": jobs}
-    made = {"python": platform.python_version(), "torch": torch.__version__, "device": device}
-    made["subnormal numbers"] = "as 0"
-    return {"conditions": None if jobs is None else conditions, "versions": made}
+    conditions = None if jobs is None else {"device": device, "threads": spec["threads"], "jobs": jobs}
+    software = {"python": platform.python_version(), "torch": torch.__version__}
+    return {"conditions": conditions, "versions": {**software, "device": device, "subnormal numbers": "as 0"}}
 
 
 def device_name(device):

@@ -50,8 +50,7 @@ def check(config):
 class Plan:
     """The cells of a run on one data set.
 
-    `specs` maps each cell to what determines it, `records` the finished ones to their records, and `unlike` those made
-    with another configuration to the differences.
+    `specs` maps each cell to what determines it, `records` finished ones to records, `unlike` others to what differs.
     """
 
     def __init__(self, dataset, tasks, config):
@@ -185,11 +184,9 @@ class Plan:
             unlike = [f"{cell.seed} ({', '.join(self.unlike[cell])})" for cell in group if cell in self.unlike]
             done, missing, unlike = (" ".join(found) or "-" for found in (done, missing, unlike))
             rows.append([*place, done, missing, self.last_time(group[0]), unlike])
-        table = pd.DataFrame(
-            rows, columns=["tree", "task", "method", "done", "missing", "seconds", "other configuration"]
-        )
-        title = f"{self.dataset.name}: seeds of the cells that are done, missing, or made with another configuration;"
-        return f"{title}\nand the seconds that such a cell last took on this machine\n{table.to_string(index=False)}"
+        columns = ["tree", "task", "method", "done", "missing", "seconds", "other configuration"]
+        title = f"{self.dataset.name}: seeds done, missing, or made with another configuration; seconds last taken here"
+        return f"{title}\n{pd.DataFrame(rows, columns=columns).to_string(index=False)}"
 
     def last_time(self, cell):
         """Seconds that the newest cell beside this one took, if it was made on this machine on as many threads."""

@@ -4,7 +4,6 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import joblib
-from joblib.externals.loky import get_reusable_executor
 from tqdm import tqdm
 
 from harness.store import UserError
@@ -36,9 +35,6 @@ def side_by_side(function, calls, config, bar):
     parallel = joblib.Parallel(config.jobs, return_as="generator_unordered", pre_dispatch=config.jobs)
     try:
         yield from parallel(joblib.delayed(named)(p, function, **arguments()) for p, arguments in calls.items())
-    except KeyboardInterrupt:  # joblib would wait for the cells in progress
-        get_reusable_executor().shutdown(wait=False, kill_workers=True)
-        raise
     except BrokenProcessPool:
         message = f"one of the {config.jobs} processes was ended from outside, as happens when memory runs out"
         raise UserError(f"{message}; the same command, with fewer --jobs, continues with what is not finished")

@@ -86,6 +86,4 @@ def chosen_samples(dataset, task):
     if len(numbers) == len(dataset.train):
         raise UserError(f"task {task.name}: forgets all {len(numbers)} training samples; at least one must remain")
     chosen = torch.tensor(sorted(numbers))
-    if dataset.order is None:
-        return chosen
-    return torch.isin(dataset.order, chosen).nonzero().squeeze(1)
+    return chosen if dataset.order is None else torch.isin(dataset.order, chosen).nonzero().squeeze(1)

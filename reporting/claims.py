@@ -4,18 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-from reporting.summary import (
-    MAIN_TASKS,
-    PAPER_DATASETS,
-    PAPER_TASKS,
-    costs,
-    is_lost,
-    mean_mia_difference,
-    on_common_seeds,
-    read_paper_values,
-    summarise,
-    with_base,
-)
+from reporting import summary
+from reporting.summary import MAIN_TASKS, PAPER_DATASETS, PAPER_TASKS, costs, is_lost, summarise
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh")
 CNN_PAIR, CIFAR_PAIR = PAPER_DATASETS[:2], PAPER_DATASETS[2:]
@@ -23,7 +13,7 @@ CNN_PAIR, CIFAR_PAIR = PAPER_DATASETS[:2], PAPER_DATASETS[2:]
 
 @cache
 def paper_methods():
-    return tuple(dict.fromkeys(method for *_, method in read_paper_values()))
+    return tuple(dict.fromkeys(method for *_, method in summary.read_paper_values()))
 
 
 @dataclass(frozen=True)
@@ -105,9 +95,9 @@ def answers(cells):
     Methods are compared on the seeds that all of the paper's have, the ablation with CaMU on its own seeds. Only data
     sets and tasks with a cell are looked at; those where a claim is not measured share a row.
     """
-    cells = with_base(cells[cells.method.isin(paper_methods()) | (cells.tree == "ablation")])
+    cells = summary.with_base(cells[cells.method.isin(paper_methods()) | (cells.tree == "ablation")])
     there = {*zip(cells.tree, cells.dataset, cells.task)}
-    alone, compared = summarise(cells[cells.method == "CaMU"]), summarise(on_common_seeds(cells))
+    alone, compared = summarise(cells[cells.method == "CaMU"]), summarise(summary.on_common_seeds(cells))
     rows = []
     for claim in CLAIMS:
         stats, missing = alone if claim.check is forgotten else compared, []
@@ -133,6 +123,6 @@ def mia_answer(stats):
     text = "MIA_diff over the main tasks is the second-lowest"
     if not pairs:
         return text, "all data sets", None, ""
-    values = {m: mean_mia_difference(stats, pairs, m)[0] for m in paper_methods() if m != "Retrain"}
+    values = {m: summary.mean_mia_difference(stats, pairs, m)[0] for m in paper_methods() if m != "Retrain"}
     place, figures = standing(values, "↓")
     return text, ", ".join(" ".join(pair) for pair in pairs), place <= 2, f"{figures} (the paper's text: 4.09)"

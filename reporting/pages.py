@@ -18,8 +18,8 @@ INTRODUCTION = """\
 
 This page is made by `python report.py` from the cells beside it. How to read the tables:
 
-- An entry is the mean over the seeds, with the population standard deviation where there are several. The number of
-  seeds stands in brackets. Metrics are in percent. n/a: the value could not be read off the paper's text.
+- An entry is the mean over the seeds, and their number, with the population standard deviation where there are several.
+  Metrics are in percent. n/a: the value could not be read off the paper's text.
 - ↑ means that the highest value is best, ↓ the lowest, ≈ the closest to Retrain's. **Bold** is the best of a row,
   <ins>underlined</ins> the second best. Values that are equal at two decimals share a mark. Retrain is never marked.
 - <del>Struck out</del> is a method that has lost its model: its A_r is more than 20 points under Retrain's.
@@ -68,8 +68,7 @@ def report(cells, figures):
             tasks = in_order(set(found.task), PAPER_TASKS)
             parts += [f"## {name}: {what}, {', '.join(tasks)}", table, REMARKS.get(name, "")]
             timed = sorted(set(found.conditions) - {""}) if tree == "efficiency" else []
-            parts += [f"Measured on: {'; '.join(timed)}." if timed else ""]
-            parts += [made_by(found)]
+            parts += [f"Measured on: {'; '.join(timed)}." if timed else "", made_by(found)]
     parts += [text for name in PICTURES for text in pictures(name, figures)]
     for dataset, task in sorted({*zip(cells.dataset, cells.task)}):
         if dataset not in PAPER_DATASETS or task not in PAPER_TASKS:
