@@ -32,7 +32,7 @@ from harness.store import UserError, run_script, save_atomically
 from harness.tasks import parse_tasks
 from hyperparameters import FAMILIES
 from metrics import METRICS
-from reporting.summary import distances
+from reporting.summary import distances, time_ratio
 
 BOUNDARY_MNIST = {"epochs": (1, 2, 5), "lr": (3e-7, 1e-6, 3e-6, 1e-5)}
 BOUNDARY_CLASS = {"epochs": (1, 2, 5, 10), "lr": (3e-5, 1e-4, 3e-4)}
@@ -111,10 +111,9 @@ class Arguments(Config):
     """points tried for every baseline, data set and task"""
 
 
-def points(method, dataset, task, count):
-    """The first `count` points of the method's grid for a data set and a task, in a fixed random order."""
-    kind = "class" if task.classes else "random"
-    places = [(dataset, task.name), (dataset, kind), (FAMILIES[dataset], kind)]
+def points(method, dataset, task, kind, count):
+    """The first `count` points of the method's grid for a data set and a task of a kind, in a fixed random order."""
+    places = [(dataset, task), (dataset, kind), (FAMILIES[dataset], kind)]
     space = next(SPACE[place][method] for place in places if method in SPACE.get(place, {}))
     grid = [dict(zip(space, values)) for values in itertools.product(*space.values())]
     order = torch.randperm(len(grid), generator=generator("tuning", method))
@@ -135,6 +134,8 @@ class Trial(Cell):
 def search(arguments):
     if min(arguments.seeds) < 100:
         raise UserError(f"--seeds {min(arguments.seeds)}: tuning uses seeds of at least 100")
+    if arguments.dry_run:
+        raise UserError("--dry-run: the search has none; main.py has")
     untuned = [method for method in arguments.methods if method not in METHODS]
     if untuned:
         raise UserError(f"--methods {untuned[0]}: has no search; choose from {', '.join(METHODS)}")
@@ -148,10 +149,9 @@ def search(arguments):
     for name in config.dataset:
         plan = Plan(load(name, config.data_root, progress=not config.quiet), [], config)
         plan.provenance = provenance(config, "-m benchmarks.tune")
-        for task in tasks:
-            make_split(plan.dataset, task, first)  # says now what is wrong with a task
-        for task in tasks:
-            drawn = {"Retrain": [{}]} | {m: points(m, name, task, config.trials) for m in config.methods}
+        kinds = {task: make_split(plan.dataset, task, first).kind for task in tasks}  # says what is wrong with a task
+        for task, kind in kinds.items():
+            drawn = {"Retrain": [{}]} | {m: points(m, name, task.name, kind, config.trials) for m in config.methods}
             trials = [(method, number) for method, tried in drawn.items() for number in range(len(tried))]
             run_trials(plan, task, trials, [first], drawn)
             best = within_time(ranked(plan, task)).groupby("method").head(FINALISTS)
@@ -183,14 +183,14 @@ def ranked(plan, task):
         | {"time_s": r["time_s"]}
         for t, r in records.items()
     )
+    cells = cells.assign(seeds=1).set_index("seed")
     retrain = cells[cells.method == "Retrain"]
-    cells["time/Retrain"] = cells.time_s / cells.seed.map(retrain.set_index("seed").time_s)
-    cells["seeds"] = 1
-    measured = dict.fromkeys([*(name for name in METRICS if name in cells), "time_s", "time/Retrain"], "mean")
+    measured = dict.fromkeys([*(name for name in METRICS if name in cells), "time_s"], "mean")
     trials = cells[cells.method != "Retrain"].groupby(["method", "trial"])
     frame = trials.agg({"seeds": "sum"} | dict.fromkeys(names, "first") | measured)
-    frame["gap"] = [distances(rows.set_index("seed"), retrain.set_index("seed"))["gap"].mean for _, rows in trials]
-    frame = frame.dropna(axis="columns", how="all").round(dict.fromkeys([*measured, "gap"], 4))
+    frame["time/Retrain"] = [time_ratio(rows, retrain).mean for _, rows in trials]
+    frame["gap"] = [distances(rows, retrain)["gap"].mean for _, rows in trials]
+    frame = frame.dropna(axis="columns", how="all").round(dict.fromkeys([*measured, "time/Retrain", "gap"], 4))
     return frame.reset_index().sort_values(["method", "seeds", "gap"], ascending=[True, False, True])
 
 
