@@ -1,9 +1,9 @@
 """Many cells: interrupted, in parallel, on a cluster. The numbers must be those of an undisturbed run."""
 
+import itertools
 import json
 import multiprocessing
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -73,15 +73,21 @@ def test_any_number_of_jobs_gives_the_same_results(config, tmp_path):
         list(run_all(end_itself, calls, parallel, "dying"))
 
 
-def run_saving_often(config):
+def run_saving_often(config, die_at=None):
     """In a process of its own: main, on the toy data, keeping the state of every training after each epoch.
 
-    Ends with status 99 where a file is written in its place, in which a kill would leave a part of it.
+    Is killed at a number of times that a file is begun or put in its place. Ends with status 99 where a file is written
+    in its place, in which a kill would leave a part of it.
     """
+    moments = itertools.count(1)
 
     def look(event, arguments):
-        if event == "open" and str(arguments[0]).endswith((".json", ".pt")) and "w" in str(arguments[1]):
+        begun = event == "open" and "w" in str(arguments[1])
+        if begun and str(arguments[0]).endswith((".json", ".pt")):
             os._exit(99)
+        placed = event == "os.rename" or (begun and str(arguments[0]).endswith(".tmp"))
+        if placed and next(moments) == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(look)
     training.SAVE_EVERY_S = 0
@@ -94,30 +100,23 @@ def test_killed_at_any_moment_nothing_is_lost(config, tmp_path):
     context = multiprocessing.get_context("forkserver")  # a process that has the modules already
     context.set_forkserver_preload(["main"])
 
-    def run(config, seconds=None):
-        process = context.Process(target=run_saving_often, args=(config,))
+    def run(config, die_at=None):
+        process = context.Process(target=run_saving_often, args=(config, die_at))
         process.start()
-        process.join(seconds)
-        process.kill()
         process.join()
         return process.exitcode
 
     config = replace(config, methods=("Retrain", "SISA"), pretrain_epochs=4, retrain_epochs=4, save_models=True)
-    run(replace(config, dry_run=True))  # starts that process, which takes long
-    began = time.monotonic()
     assert run(config) == 0
-    duration = time.monotonic() - began
-
-    killed = elsewhere(config, tmp_path / "killed")
-    rng, seen, codes = random.Random(0), {}, []
-    while 0 not in codes and len(codes) < 12:
-        codes.append(run(killed, rng.uniform(0.1, 0.4) * duration))
+    killed, seen = elsewhere(config, tmp_path / "killed"), {}
+    for die_at in (1, 2, 8, 5, 3, 12, 10, 7, 9, 4):
+        assert run(killed, die_at) == -signal.SIGKILL
         there = set((tmp_path / "killed/runs").rglob("seed*.json"))
         for path in there:
             json.loads(path.read_text())  # in full or not at all
             assert seen.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns, f"{path} was run twice"
         assert seen.keys() == there, "a finished cell was lost"
-    assert codes.count(-signal.SIGKILL) >= 3 and run(killed) == 0
+    assert seen and run(killed) == 0
     assert results(tmp_path / "killed/runs") == results(tmp_path / "results")
     models = {path.relative_to(tmp_path): path.read_bytes() for path in (tmp_path / "checkpoints").rglob("*.pt")}
     assert len(models) == 1 + 2 + 2
