@@ -70,7 +70,7 @@ def steps(f_o, split, settings):
     f_u = copy.deepcopy(teacher.f_o).train().requires_grad_(True)
     kl_optimizer, ce_optimizer = adam(f_u, settings.lr_kl), adam(f_u, settings.lr_ce)
     rng = generator(settings.seed, "CaMU")
-    for _ in epoch_bar("CaMU", settings):
+    for _ in epoch_bar("CaMU", settings.epochs, settings.progress):
         for rows, x_r, y_r, x_f, y_c in joint_batches(split, joint, settings.batch_size, rng):
             log_p_r, log_p_c = teacher.log_p(rows, x_r)
             if "KL_f" not in terms and "CE_f" not in terms:

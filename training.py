@@ -25,9 +25,10 @@ def take_step(optimizer, loss):
     optimizer.step()
 
 
-def epoch_bar(label, settings):
-    """1, 2, ... settings.epochs, with a bar."""
-    return tqdm(range(1, settings.epochs + 1), label, unit="epoch", disable=None if settings.progress else True)
+def epoch_bar(label, epochs, progress, first=1):
+    """first, ... epochs, with a bar on a terminal that goes when it is done."""
+    shown = {"desc": label, "unit": "epoch", "leave": False, "disable": None if progress else True}
+    return tqdm(range(first, epochs + 1), total=epochs, initial=first - 1, **shown)
 
 
 @torch.no_grad()
@@ -65,18 +66,16 @@ def train(model, images, index, *, epochs, lr, batch_size, rng, partial=None, pr
         first, seconds = stored["epoch"] + 1, stored["seconds"]
     model.train()
     started = saved = time.perf_counter()
-    with tqdm(total=epochs, initial=first - 1, desc=label, unit="epoch", disable=None if progress else True) as bar:
-        for epoch in range(first, epochs + 1):
-            for _, x, y in shuffled_batches(images, index, batch_size, rng):
-                take_step(optimizer, F.cross_entropy(model(x)[0], y))
-            if after is not None:
-                after(epoch)
-                model.train()
-            bar.update()
-            now = time.perf_counter()
-            if partial is not None and now - saved > SAVE_EVERY_S:
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": rng.get_state()}
-                state |= {"epoch": epoch, "seconds": seconds + now - started}
-                save_tensors(partial, state)
-                saved = time.perf_counter()
+    for epoch in epoch_bar(label, epochs, progress, first):
+        for _, x, y in shuffled_batches(images, index, batch_size, rng):
+            take_step(optimizer, F.cross_entropy(model(x)[0], y))
+        if after is not None:
+            after(epoch)
+            model.train()
+        now = time.perf_counter()
+        if partial is not None and now - saved > SAVE_EVERY_S:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": rng.get_state()}
+            state |= {"epoch": epoch, "seconds": seconds + now - started}
+            save_tensors(partial, state)
+            saved = time.perf_counter()
     model.eval()

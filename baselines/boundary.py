@@ -48,7 +48,7 @@ def unlearn(f_o, split, settings):
     f_u = copy.deepcopy(f_o).train()
     optimizer = torch.optim.SGD(f_u.parameters(), lr=settings.lr, momentum=0.9)
     rng = generator(settings.seed, "Boundary")
-    for _ in epoch_bar("Boundary", settings):
+    for _ in epoch_bar("Boundary", settings.epochs, settings.progress):
         order = torch.randperm(len(split.forget), generator=rng).to(images.device)
         for rows in order.split(settings.batch_size):  # without augmentation, as published
             take_step(optimizer, F.cross_entropy(f_u(images.batch(split.forget[rows]))[0], new_labels[rows]))

@@ -25,7 +25,7 @@ def unlearn(f_o, split, settings):
         split.train, split.forget, settings.batch_size, generator(settings.seed, "NegGrad forget")
     )
     remain_rng = generator(settings.seed, "NegGrad")
-    for _ in epoch_bar("NegGrad", settings):
+    for _ in epoch_bar("NegGrad", settings.epochs, settings.progress):
         for _, x_r, y_r in shuffled_batches(split.train, split.remain, settings.batch_size, remain_rng):
             _, x_f, y_f = next(forget_batches)
             remain_loss = F.cross_entropy(f_u(x_r)[0], y_r)

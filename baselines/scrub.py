@@ -61,7 +61,7 @@ def unlearn(f_o, split, settings):
     known_f, known_r = (
         None if images.augment else frozen_outputs(teacher, images, index) for index in (split.forget, split.remain)
     )
-    for epoch in epoch_bar("SCRUB", settings):
+    for epoch in epoch_bar("SCRUB", settings.epochs, settings.progress):
         if epoch <= settings.msteps:
             one_epoch(split.forget, forget_batch_size, known_f, max_loss)
         one_epoch(split.remain, settings.batch_size, known_r, min_loss)

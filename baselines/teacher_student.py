@@ -39,7 +39,7 @@ def unlearn(f_o, split, settings):
     f_u = copy.deepcopy(f_o).train()
     optimizer = torch.optim.Adam(f_u.parameters(), lr=settings.lr)
     rng = generator(settings.seed, "T-S")
-    for _ in epoch_bar("T-S", settings):
+    for _ in epoch_bar("T-S", settings.epochs, settings.progress):
         for rows, x, _ in shuffled_batches(images, index, settings.batch_size, rng):
             if targets is None:
                 forgotten = (rows < len(split.forget))[:, None]

@@ -27,7 +27,7 @@ def unlearn(f_o, split, settings):
     optimizer = torch.optim.SGD(f_u.parameters(), lr=settings.lr)
     rng = generator(settings.seed, "Unroll")
     recorded = [torch.zeros_like(parameter) for parameter in f_u.parameters()]
-    for _ in epoch_bar("Unroll", settings):
+    for _ in epoch_bar("Unroll", settings.epochs, settings.progress):
         for index in (split.forget, split.remain):
             for _, x, y in shuffled_batches(split.train, index, settings.batch_size, rng):
                 take_step(optimizer, F.cross_entropy(f_u(x)[0], y))

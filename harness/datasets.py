@@ -74,7 +74,7 @@ def _torchvision(name, root, download):
         reason = " ".join(str(error).split()) or type(error).__name__
         if not download:
             raise UserError(f"{name}: a file in {where} is damaged ({reason}); delete the folder to download it again")
-        places = f"neither sound files of torchvision's in {where} nor the image folder {root / name}/train"
+        places = f"neither intact files of torchvision's in {where} nor the image folder {root / name}/train"
         raise UserError(f"{name}: found {places}, and the download failed ({reason})")
 
 

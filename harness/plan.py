@@ -15,7 +15,7 @@ from harness import cells, store
 from harness.cells import Cell, partial_files
 from harness.runner import run_all
 from harness.store import UserError, load_or_set_aside, load_tensors, read_record
-from hyperparameters import hyperparameters_of, parse_override, training_row
+from hyperparameters import HYPERPARAMETERS, hyperparameters_of, parse_override, training_row
 
 LEAST = dict.fromkeys(("jobs", "threads", "batch_size", "pretrain_epochs", "retrain_epochs"), 1)
 LEAST |= {"seeds": 0, "gpus_per_cell": 0}
@@ -28,6 +28,8 @@ def check(config):
         if not getattr(config, name):
             raise UserError(f"--{name} is empty; give at least one")
         config = replace(config, **{name: tuple(dict.fromkeys(getattr(config, name)))})
+    if odd := METHODS.keys() ^ HYPERPARAMETERS.keys():
+        raise UserError(f"{', '.join(sorted(odd))}: a method must be both in METHODS and in HYPERPARAMETERS")
     for name in config.dataset:
         if Path(name).name != name:
             raise UserError(f"--dataset {name}: give the folder's name alone, and the folder it is in as --data-root")
@@ -184,8 +186,8 @@ class Plan:
             unlike = [f"{cell.seed} ({', '.join(self.unlike[cell])})" for cell in group if cell in self.unlike]
             done, missing, unlike = (" ".join(found) or "-" for found in (done, missing, unlike))
             rows.append([*place, done, missing, self.last_time(group[0]), unlike])
-        columns = ["tree", "task", "method", "done", "missing", "seconds", "other configuration"]
-        title = f"{self.dataset.name}: seeds done, missing, or made with another configuration; seconds last taken here"
+        columns = ["tree", "task", "method", "seeds done", "seeds missing", "seconds", "other configuration"]
+        title = f"{self.dataset.name}: done, missing, or made with another configuration; seconds last taken here"
         return f"{title}\n{pd.DataFrame(rows, columns=columns).to_string(index=False)}"
 
     def last_time(self, cell):

@@ -153,7 +153,7 @@ def test_missing_data_say_where_they_were_looked_for(tmp_path, monkeypatch):
 
     for module, name, place in (("mnist", "Digit", "MNIST/raw"), ("cifar", "CIFAR10", "cifar-10-batches-py")):
         monkeypatch.setattr(f"torchvision.datasets.{module}.download_and_extract_archive", no_network)
-        where = rf"sound files of torchvision's in {tmp_path}/{place} nor .*{tmp_path}/{name}/train.*no network"
+        where = rf"intact files of torchvision's in {tmp_path}/{place} nor .*{tmp_path}/{name}/train.*no network"
         with pytest.raises(UserError, match=where):
             load(name, tmp_path)
 
