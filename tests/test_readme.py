@@ -62,7 +62,7 @@ def test_an_added_method_is_run_and_reported(tmp_path):
         "class0",
         "--methods",
         "Retrain",
-        "Finetune",
+        "Naive",
         "--pretrain-epochs",
         "1",
         "--retrain-epochs",
