@@ -125,11 +125,11 @@ def relearn(model, dataset, split, seed, *, epochs, lr, batch_size, shares=None,
         options = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "rng": generator(seed, "relearning", i)}
         options["after"] = lambda _, i=i: states[i].append(cpu_state(learners[i][0]))
         train(learner, dataset.train, index, **options, progress=progress, label=label)
-    curves = {"A_r": [], "A_f": []}
+    curves, crops = {"A_r": [], "A_f": []}, evaluation_crops(dataset, seed)
     for after_epoch in zip(*states):
         for (learner, _), state in zip(learners, after_epoch):
             learner.load_state_dict(state)
-        p = predict(model, dataset.train, evaluation_crops(dataset, seed))
+        p = predict(model, dataset.train, crops)
         for name, index in (("A_r", split.remain), ("A_f", split.forget)):
             curves[name].append(accuracy(p[index], dataset.train.labels[index]))
     return curves

@@ -246,6 +246,11 @@ def partial_files(partial):
     return sorted(partial.parent.glob(partial.stem + "*.pt")) if partial else []
 
 
+def remove_partial(partial):
+    for path in partial_files(partial):
+        path.unlink(missing_ok=True)
+
+
 def restore_model(stored, device="cpu"):
     return models.restore(stored["model"], stored["classes"], stored["state"], device, stored["members"])
 

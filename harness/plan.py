@@ -12,7 +12,7 @@ from camu import ABLATION
 from config import STUDIES
 from data import make_split
 from harness import cells, store
-from harness.cells import Cell, partial_files
+from harness.cells import Cell
 from harness.runner import run_all
 from harness.store import UserError, load_or_set_aside, load_tensors, read_record
 from hyperparameters import HYPERPARAMETERS, hyperparameters_of, parse_override, training_row
@@ -85,7 +85,8 @@ class Plan:
 
     def refuse_unlike(self):
         """Raise a UserError if a cell was made with another configuration and is not to be overwritten."""
-        for cell, changes in self.unlike.items():
+        if self.unlike:
+            cell, changes = next(iter(self.unlike.items()))
             unlike = f"{cell.path(self.config)} was made with another configuration ({', '.join(changes)})"
             raise UserError(f"{unlike}; use --overwrite to redo it, or another --results-dir")
 
@@ -139,8 +140,7 @@ class Plan:
         for name, checkpoint in run_all(function, calls, self.config, f"{self.dataset.name}: preparing"):
             made[name] = checkpoint
             store.save_tensors(paths[name], checkpoint)
-            for path in partial_files(partials[name]):
-                path.unlink(missing_ok=True)
+            cells.remove_partial(partials[name])
         return made
 
     def unlearning(self, cell):
@@ -170,19 +170,18 @@ class Plan:
             store.save_atomically(cell.path(self.config), (json.dumps(self.records[cell], indent=1) + "\n").encode())
         if self.needs_model(cell):
             store.save_tensors(cell.model_path(self.config), stored)
-        for path in partial_files(self.partial_path(cell)):
-            path.unlink(missing_ok=True)
+        cells.remove_partial(self.partial_path(cell))
 
     def listing(self):
         """For --dry-run: a table of the seeds that are done, missing, or made with another configuration."""
-        groups = {}
+        groups, todo = {}, {cell for tree in STUDIES[self.config.study] for cell in self.todo(tree)}
         for cell in self.specs:
             groups.setdefault((cell.tree, cell.task.name, cell.method), []).append(cell)
         rows = []
         for place, group in groups.items():
-            done = [str(cell.seed) for cell in group if cell in self.records and not self.needs_model(cell)]
-            missing = [str(cell.seed) for cell in group if cell not in self.records and cell not in self.unlike]
-            missing += [f"{cell.seed} (its model)" for cell in group if cell in self.records and self.needs_model(cell)]
+            done = [str(cell.seed) for cell in group if cell not in todo]
+            missing = [cell for cell in group if cell in todo and cell not in self.unlike]
+            missing = [f"{cell.seed}{' (its model)' if cell in self.records else ''}" for cell in missing]
             unlike = [f"{cell.seed} ({', '.join(self.unlike[cell])})" for cell in group if cell in self.unlike]
             done, missing, unlike = (" ".join(found) or "-" for found in (done, missing, unlike))
             rows.append([*place, done, missing, self.last_time(group[0]), unlike])

@@ -3,18 +3,9 @@
 from baselines import METHODS
 from camu import ABLATION
 from metrics import METRICS
+from reporting import summary
 from reporting.claims import answers
-from reporting.summary import (
-    CLEAN,
-    DIRECTIONS,
-    MAIN_TASKS,
-    MOVES,
-    PAPER_TASKS,
-    Stat,
-    is_lost,
-    mean_mia_difference,
-    rank,
-)
+from reporting.summary import CLEAN, DIRECTIONS, MAIN_TASKS, MOVES, PAPER_TASKS, Stat, is_lost, rank
 
 # The paper's tables: the tree of the cells, the tasks and the metrics.
 TABLES = {
@@ -151,10 +142,10 @@ def mia_rows(stats, published, pairs):
     """The average differences of MIA to Retrain: ours, as the paper prints them, and from the paper's entries."""
     theirs = {("cells", *place, m, metric): Stat(value, 0, 1) for (*place, metric, m), value in published.items()}
     every = [key[1:3] for key in theirs if key[3:] == ("Retrain", "MIA")]
-    ours = {m: found for m in METHODS if (found := mean_mia_difference(stats, pairs, m))}
+    ours = {m: found for m in METHODS if (found := summary.mean_mia_difference(stats, pairs, m))}
     most = max((count for _, count in ours.values()), default=0)  # an average over fewer is not compared
     marks = rank({method: value for method, (value, count) in ours.items() if count == most}, "MIA_diff")
-    derived = {m: found for m in METHODS if (found := mean_mia_difference(theirs, every, m))}
+    derived = {m: found for m in METHODS if (found := summary.mean_mia_difference(theirs, every, m))}
     sources = {
         "here": {m: f"{MARKS[marks.get(m, 0)].format(f'{value:.2f}')} ({count})" for m, (value, count) in ours.items()},
         "paper, as printed": {key[3]: f"{v:.2f}" for key, v in published.items() if key[2] == "MIA_diff_printed"},
