@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from data import counterfactuals, generator, joint_batches, joint_dataset
-from training import adam, epoch_bar, take_step
+from training import adam, epochs_of, seeded, student, take_step
 
 # The terms of the two losses, in the order of the equations. The ablation of tables 6 and 7 leaves some out.
 TERMS = ("KL_r", "KL_f", "CE_r", "CE_f")
@@ -35,6 +35,7 @@ ABLATION = {
 }
 
 
+@seeded
 def unlearn(f_o, split, settings):
     """Unlearn the forget set: run all of `steps`, which has the same parameters.
 
@@ -67,10 +68,10 @@ def steps(f_o, split, settings):
     terms = getattr(settings, "terms", TERMS)
     joint = joint_dataset(split, settings.repeats, settings.seed)
     teacher = Teacher(f_o, split, joint)
-    f_u = copy.deepcopy(teacher.f_o).train().requires_grad_(True)
+    f_u = student(f_o)
     kl_optimizer, ce_optimizer = adam(f_u, settings.lr_kl), adam(f_u, settings.lr_ce)
     rng = generator(settings.seed, "CaMU")
-    for _ in epoch_bar("CaMU", settings.epochs, settings.progress):
+    for _ in epochs_of(settings, f_u, "CaMU"):
         for rows, x_r, y_r, x_f, y_c in joint_batches(split, joint, settings.batch_size, rng):
             log_p_r, log_p_c = teacher.log_p(rows, x_r)
             if "KL_f" not in terms and "CE_f" not in terms:

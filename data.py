@@ -235,7 +235,7 @@ class Joint:
 
     forget: torch.Tensor  # (n,): positions of x_f in the training set
     remain: torch.Tensor  # (n,): of x_r
-    y_c: torch.Tensor  # (n,): labels of the counterfactual samples, never y_f
+    y_c: torch.Tensor  # (n,): labels of the counterfactual samples: of D_r's, never y_f
     forget_crops: torch.Tensor | None  # (n, 5): x_f is augmented once, with these
     counterfactual_crops: torch.Tensor | None  # (n, 5): those of x_c, before its mask
     mask_seed: int
@@ -253,16 +253,29 @@ def draw_remain(split, count, seed):
     return split.remain[rows.to(split.remain.device)]
 
 
+def draw_wrong_labels(split, forget, seed):
+    """y_c of the samples `forget`: uniform over the labels other than y_f that occur in D_r.
+
+    A label that does not occur there is to be forgotten itself, and must not be taught again. A UserError if D_r has
+    no other label to give.
+    """
+    y_f, known, rng = split.train.labels[forget], split.train.labels[split.remain].unique(), generator(seed, "y_c")
+    if len(known) == 1 and (y_f == known).any():
+        raise UserError("D_r has one label only, and D_f has it too: there is no other label to give")
+    y_c = torch.full_like(y_f, -1)
+    while (wanted := ~torch.isin(y_c, known)).any():
+        shift = torch.randint(1, split.classes, (int(wanted.sum()),), generator=rng).to(y_f.device)
+        y_c[wanted] = (y_f[wanted] + shift) % split.classes
+    return y_c
+
+
 def joint_dataset(split, repeats, seed):
     """Draw the joint dataset: `repeats` tuples for every forget sample, each with its own x_r, mask and y_c."""
-    device = split.train.device
     forget = split.forget.repeat(repeats)
-    n = len(forget)
-    y_f = split.train.labels[forget]
-    shift = torch.randint(1, split.classes, (n,), generator=generator(seed, "y_c")).to(device)
-    crops = generator(seed, "crops of x_f and x_c")
+    n, crops = len(forget), generator(seed, "crops of x_f and x_c")
     both = [split.train.draw_crops(n, crops) for _ in range(2)]
-    return Joint(forget, draw_remain(split, n, seed), (y_f + shift) % split.classes, *both, derive_seed(seed, "masks"))
+    y_c = draw_wrong_labels(split, forget, seed)
+    return Joint(forget, draw_remain(split, n, seed), y_c, *both, derive_seed(seed, "masks"))
 
 
 def counterfactuals(split, joint):

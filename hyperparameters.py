@@ -1,5 +1,7 @@
 """Hyperparameters: the row of every method, by data set and kind of task."""
 
+import math
+import re
 from types import SimpleNamespace
 
 from harness.store import UserError
@@ -19,88 +21,53 @@ TRAINING = {
 ANY = "any"
 FEW = 0.01  # a forget set under this fraction of the training samples uses the "few" row
 
-# What SCRUB's rows have in common where D_f comes in batches of its own.
-SCRUB_CLASS = {"msteps": 2, "gamma": 1.0, "temperature": 4.0, "forget_batch_size": 512}
+# What the rows of a method have in common: the first of its two entries is as published, for large models.
+NEGGRAD = {"optimizer": "Adam", "weight_decay": 1e-4, "stop": 1}
+SCRUB = {"optimizer": "Adam", "weight_decay": 5e-4, "epochs": 6, "decay_after": [3, 5], "gamma": 1.0}
+UNROLL = {"optimizer": "Adam", "weight_decay": 1e-4}
 
-# HYPERPARAMETERS[method][family or data set, kind of task or task]; ANY stands for those without a row of their own,
-# None for the data set's value in TRAINING. CaMU's MNIST and CIFAR rows are the published ones; its `repeats` is how
-# often D_f stands in the joint dataset. The baselines' OptDigits, MNIST and Fashion rows and those of single tasks
-# are the best of a search (benchmarks/tune.py). Their CIFAR rows are each paper's values or near, not tuned yet.
+# HYPERPARAMETERS[method][family or data set, kind of task]; ANY stands for those without a row of their own, None for
+# the data set's value in TRAINING. CaMU's MNIST and CIFAR rows are the published ones; its `repeats` is how often D_f
+# stands in the joint dataset. The baselines' CIFAR rows are those of each paper. Their OptDigits, Digit and Fashion
+# rows are found by the search (benchmarks/tune.py) in the ranges of SEARCH.
 HYPERPARAMETERS = {
     "Retrain": {(ANY, ANY): {"epochs": None, "lr": None}},
+    "Original": {(ANY, ANY): {}},
     "NegGrad": {
-        ("OptDigits", "random"): {"epochs": 2, "lr": 0.01, "a": 0.8},
-        ("OptDigits", "class"): {"epochs": 4, "lr": 0.02, "a": 0.85},
-        ("MNIST", "random"): {"epochs": 1, "lr": 0.01, "a": 0.6},
-        ("MNIST", "class"): {"epochs": 2, "lr": 0.003, "a": 0.95},
-        ("Fashion", "random"): {"epochs": 2, "lr": 0.01, "a": 0.7},
-        ("Fashion", "class"): {"epochs": 2, "lr": 0.01, "a": 0.998},
-        ("Digit", "class1"): {"epochs": 2, "lr": 0.01, "a": 0.97},
-        ("Digit", "class2"): {"epochs": 2, "lr": 0.01, "a": 0.98},
-        ("Fashion", "class1"): {"epochs": 2, "lr": 0.005, "a": 0.97},
-        ("Fashion", "class2"): {"epochs": 2, "lr": 0.003, "a": 0.995},
-        ("CIFAR", "random"): {"epochs": 5, "lr": 0.01, "a": 0.99},
-        ("CIFAR", "class"): {"epochs": 5, "lr": 0.01, "a": 0.95},
-        (ANY, "random"): {"epochs": 1, "lr": 0.01, "a": 0.95},
-        (ANY, "class"): {"epochs": 2, "lr": 0.01, "a": 0.9},
-        (ANY, "few"): {"epochs": 1, "lr": 0.01, "a": 0.97},
+        ("CIFAR", ANY): {"optimizer": "SGD", "weight_decay": 0.0, "epochs": 5, "lr": 0.01, "a": 0.9999, "stop": 0},
+        (ANY, "random"): NEGGRAD | {"epochs": 2, "lr": 1e-4, "a": 0.9},
+        (ANY, "class"): NEGGRAD | {"epochs": 3, "lr": 1e-4, "a": 0.99},
+        (ANY, "few"): NEGGRAD | {"epochs": 1, "lr": 1e-4, "a": 0.97},
     },
     "Boundary": {
-        ("OptDigits", "random"): {"epochs": 1, "lr": 1e-5},
-        ("OptDigits", "class"): {"epochs": 2, "lr": 3e-4},
-        ("MNIST", "random"): {"epochs": 1, "lr": 3e-7},
-        ("MNIST", "class"): {"epochs": 10, "lr": 1e-4},
-        ("Fashion", "random"): {"epochs": 1, "lr": 3e-7},
-        ("Fashion", "class"): {"epochs": 5, "lr": 3e-4},
-        ("Digit", "class1"): {"epochs": 10, "lr": 3e-4},
-        ("Digit", "class2"): {"epochs": 10, "lr": 3e-4},
-        ("Fashion", "class1"): {"epochs": 10, "lr": 1e-4},
-        ("Fashion", "class2"): {"epochs": 5, "lr": 3e-4},
+        ("CIFAR", ANY): {"epochs": 10, "lr": 1e-5},
         (ANY, "random"): {"epochs": 5, "lr": 1e-5},
         (ANY, "class"): {"epochs": 10, "lr": 1e-4},
         (ANY, "few"): {"epochs": 5, "lr": 1e-5},
     },
     "T-S": {
-        ("OptDigits", "random"): {"epochs": 3, "lr": 5e-4, "remain_fraction": 0.3},
-        ("OptDigits", "class"): {"epochs": 2, "lr": 1e-3, "remain_fraction": 0.3},
-        ("MNIST", "random"): {"epochs": 3, "lr": 5e-4, "remain_fraction": 0.3},
-        ("MNIST", "class"): {"epochs": 2, "lr": 1e-3, "remain_fraction": 0.3},
-        ("Fashion", "random"): {"epochs": 3, "lr": 2e-4, "remain_fraction": 0.3},
-        ("Fashion", "class"): {"epochs": 1, "lr": 2e-4, "remain_fraction": 0.3},
-        ("Digit", "class1"): {"epochs": 1, "lr": 5e-4, "remain_fraction": 0.3},
-        ("Digit", "class2"): {"epochs": 2, "lr": 0.001, "remain_fraction": 0.3},
-        ("Fashion", "class1"): {"epochs": 2, "lr": 0.001, "remain_fraction": 0.3},
-        ("Fashion", "class2"): {"epochs": 2, "lr": 2e-4, "remain_fraction": 0.3},
+        ("CIFAR", ANY): {"epochs": 1, "lr": 1e-4, "remain_fraction": 0.3},
         (ANY, ANY): {"epochs": 1, "lr": 1e-4, "remain_fraction": 0.3},
     },
     "SCRUB": {
-        ("OptDigits", "random"): {"epochs": 3, "msteps": 2, "lr": 1e-3, "alpha": 0.5, "gamma": 1.0, "temperature": 4.0},
-        ("OptDigits", "class"): SCRUB_CLASS | {"epochs": 10, "msteps": 8, "lr": 1.4e-3, "alpha": 0.1},
-        ("MNIST", "random"): {"epochs": 3, "msteps": 2, "lr": 1.5e-5, "alpha": 0.1, "gamma": 1.0, "temperature": 4.0},
-        ("MNIST", "class"): {"epochs": 3, "msteps": 2, "lr": 2e-5, "alpha": 0.1, "gamma": 1.0, "temperature": 4.0},
-        ("Fashion", "random"): {"epochs": 3, "msteps": 2, "lr": 2e-5, "alpha": 0.1, "gamma": 1.0, "temperature": 4.0},
-        ("Fashion", "class"): {"epochs": 3, "msteps": 2, "lr": 1.4e-5, "alpha": 0.1, "gamma": 1.0, "temperature": 4.0},
-        ("Digit", "class1"): SCRUB_CLASS | {"epochs": 3, "lr": 6e-4, "alpha": 0.1},
-        ("Digit", "class2"): SCRUB_CLASS | {"epochs": 5, "lr": 9e-4, "alpha": 0.05},
-        ("Fashion", "class1"): SCRUB_CLASS | {"epochs": 5, "lr": 9e-4, "alpha": 0.1},
-        ("Fashion", "class2"): SCRUB_CLASS | {"epochs": 3, "lr": 9e-4, "alpha": 0.05},
-        ("CIFAR", "random"): {"epochs": 3, "msteps": 2, "lr": 5e-4, "alpha": 0.001, "gamma": 0.99, "temperature": 4.0},
-        ("CIFAR", "class"): {"epochs": 3, "msteps": 2, "lr": 5e-4, "alpha": 0.001, "gamma": 0.99, "temperature": 4.0},
-        (ANY, ANY): {"epochs": 3, "msteps": 2, "lr": 1e-4, "alpha": 0.1, "gamma": 1.0, "temperature": 4.0},
+        ("CIFAR", ANY): {
+            "optimizer": "SGD",
+            "weight_decay": 5e-4,
+            "epochs": 3,
+            "decay_after": [],
+            "gamma": 0.99,
+            "msteps": 2,
+            "lr": 5e-4,
+            "alpha": 0.001,
+            "temperature": 4.0,
+            "forget_batch_size": 512,
+        },
+        (ANY, ANY): SCRUB | {"msteps": 3, "lr": 3e-4, "alpha": 0.1, "temperature": 4.0, "forget_batch_size": 512},
     },
     "SISA": {(ANY, ANY): {"shards": 5, "slices": 4, "epochs": None, "lr": None}},
     "Unroll": {
-        ("OptDigits", "random"): {"epochs": 2, "lr": 0.03},
-        ("OptDigits", "class"): {"epochs": 2, "lr": 0.15},
-        ("MNIST", "random"): {"epochs": 1, "lr": 0.03},
-        ("MNIST", "class"): {"epochs": 3, "lr": 0.1},
-        ("Fashion", "random"): {"epochs": 2, "lr": 0.003},
-        ("Fashion", "class"): {"epochs": 1, "lr": 0.007},
-        ("Digit", "class1"): {"epochs": 3, "lr": 0.05},
-        ("Digit", "class2"): {"epochs": 3, "lr": 0.1},
-        ("Fashion", "class1"): {"epochs": 2, "lr": 0.02},
-        ("Fashion", "class2"): {"epochs": 1, "lr": 0.01},
-        (ANY, ANY): {"epochs": 1, "lr": 3e-3},
+        ("CIFAR", ANY): UNROLL | {"epochs": 1, "lr": None},
+        (ANY, ANY): UNROLL | {"epochs": 1, "lr": 1e-3},
     },
     "CaMU": {
         ("MNIST", "random"): {"epochs": 10, "lr_ce": 5e-4, "lr_kl": 4e-4, "repeats": 1},
@@ -118,6 +85,18 @@ HYPERPARAMETERS = {
     },
 }
 
+# What the search draws besides what stays fixed: ("log", least, most), ("int", least, most) or ("choice", ...).
+SEARCH = {
+    "NegGrad": NEGGRAD
+    | {"epochs": ("int", 1, 3), "lr": ("log", 1e-5, 1e-3), "a": ("choice", 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)},
+    "Boundary": {"epochs": ("int", 1, 10), "lr": ("log", 1e-6, 3e-3)},
+    "T-S": {"epochs": ("int", 1, 3), "lr": ("log", 1e-5, 3e-3), "remain_fraction": 0.3},
+    "SCRUB": SCRUB
+    | {"msteps": ("int", 1, 4), "lr": ("log", 5e-5, 2e-3), "alpha": ("log", 1e-3, 1.0)}
+    | {"temperature": ("choice", 2.0, 4.0), "forget_batch_size": ("choice", 32, 128, 256, 512)},
+    "Unroll": UNROLL | {"epochs": ("int", 1, 3), "lr": ("log", 1e-4, 3e-3)},
+}
+
 
 def training_row(dataset, model, pretrain_epochs=None, retrain_epochs=None):
     """The row of TRAINING that applies to a data set and its model, with the user's epochs where given."""
@@ -125,7 +104,7 @@ def training_row(dataset, model, pretrain_epochs=None, retrain_epochs=None):
     return TRAINING[FAMILIES.get(dataset, f"own {model}")] | {name: value for name, value in given.items() if value}
 
 
-def hyperparameters_of(method, dataset, kind, training=None, overrides=(), task=None):
+def hyperparameters_of(method, dataset, kind, training=None, overrides=()):
     """The row of HYPERPARAMETERS that applies, with the user's overrides: a dict of name to number.
 
     Parameters
@@ -138,12 +117,10 @@ def hyperparameters_of(method, dataset, kind, training=None, overrides=(), task=
         From `training_row`: stands in where the row says None, as those of Retrain and SISA do.
     overrides : sequence of str
         ``METHOD.NAME=VALUE`` each, those of other methods ignored; a UserError for one that is not written so.
-    task : str, optional
-        Such as "class1": its own row goes before that of its kind.
     """
     table = HYPERPARAMETERS[method]
     family = FAMILIES.get(dataset, "own")
-    places = [(dataset, task), (dataset, kind), (family, kind), (ANY, kind), (ANY, ANY)]
+    places = [(dataset, kind), (family, kind), (dataset, ANY), (family, ANY), (ANY, kind), (ANY, ANY)]
     row = dict(next(table[place] for place in places if place in table))
     if training is not None:
         defaults = {"epochs": training["retrain_epochs"], "lr": training["lr"]}
@@ -156,36 +133,66 @@ def hyperparameters_of(method, dataset, kind, training=None, overrides=(), task=
 
 
 def parse_override(text):
-    """Split ``METHOD.NAME=VALUE`` into the two names and the number; a UserError says which of the three is wrong."""
+    """Split ``METHOD.NAME=VALUE`` into the two names and the value; a UserError says which of the three is wrong."""
     target, _, value = text.partition("=")
     method, _, name = target.partition(".")
-    try:
-        number = int(value) if value.lstrip("-").isdigit() else float(value)
-    except ValueError:
-        raise UserError(f"--override {text}: {value!r} is no number; write METHOD.NAME=VALUE")
     if method not in HYPERPARAMETERS:
         raise UserError(f"--override {text}: no method {method!r}, only {', '.join(HYPERPARAMETERS)}")
     known = {entry: usual for row in HYPERPARAMETERS[method].values() for entry, usual in row.items()}
     if name not in known:
         raise UserError(f"--override {text}: {method} has no {name!r}, only {', '.join(known)}")
-    whole = name == "epochs" or isinstance(known[name], int)
-    if whole and not (isinstance(number, int) and number >= 1):
-        raise UserError(f"--override {text}: {name} must be a whole number of at least 1")
-    most = 1 if name in ("a", "remain_fraction") else float("inf")
-    if not 0 <= number <= most or number == float("inf"):
-        raise UserError(f"--override {text}: {name} must be a number {'from 0 to 1' if most == 1 else 'of at least 0'}")
-    if name == "temperature" and number == 0:
-        raise UserError(f"--override {text}: {name} must be above 0")
-    return method, name, number
+    try:
+        return method, name, parse_value(name, known[name], value)
+    except ValueError as error:
+        raise UserError(f"--override {text}: {name} must be {error}")
 
 
-def settings(row, *, seed, batch_size=32, progress=False, partial=None, prepared=None, **more):
+def parse_value(name, usual, text):
+    """A hyperparameter's value from its text, of the sort of its `usual` one; a ValueError says what it must be."""
+    if name == "optimizer":
+        if text not in ("Adam", "SGD"):
+            raise ValueError("Adam or SGD")
+        return text
+    if name == "decay_after":
+        if not re.fullmatch(r"([1-9]\d*(,[1-9]\d*)*)?", text):
+            raise ValueError("the numbers of epochs, from 1, separated by commas")
+        return [int(epoch) for epoch in text.split(",") if epoch]
+    if name == "stop":
+        if text not in ("0", "1"):
+            raise ValueError("0 or 1")
+        return int(text)
+    if name == "epochs" or isinstance(usual, int):
+        if not re.fullmatch(r"0*[1-9]\d*", text):
+            raise ValueError("a whole number of at least 1")
+        return int(text)
+    most = 1 if name in ("a", "remain_fraction") else math.inf
+    wanted = "a number from 0 to 1" if most == 1 else "a number above 0" if name == "temperature" else "a number from 0"
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(wanted)
+    if not 0 <= number <= most or number == math.inf or (number == 0 and name == "temperature"):
+        raise ValueError(wanted)
+    return number
+
+
+def settings(row, *, seed, batch_size=32, **more):
     """What every method is called with besides the model and the split: these values as attributes.
 
-    `row` has the method's hyperparameters, `seed` is the source of all of its randomness, and `progress` shows a bar. A
-    long training keeps its state in `partial`, a path, to continue after an interruption. `prepared` is what the
-    method's preparation step returned, and `more` what a single method knows besides, such as CaMU's `terms`.
+    `row` has the method's hyperparameters, and `seed` is the source of all of its randomness. `more` may have:
+
+    progress : bool
+        Show a bar on a terminal.
+    partial : Path
+        Where a long training keeps its state, to continue after an interruption.
+    prepared : list
+        What the method's preparation step returned.
+    test_accuracy : float
+        The accuracy of f_o on test samples, in percent.
+    watch : callable
+        Called with f_u after every epoch.
+    terms : tuple of str
+        The terms that CaMU keeps, for its ablation.
     """
-    return SimpleNamespace(
-        seed=seed, batch_size=batch_size, progress=progress, partial=partial, prepared=prepared, **row, **more
-    )
+    absent = {"progress": False} | dict.fromkeys(("partial", "prepared", "test_accuracy", "watch"))
+    return SimpleNamespace(seed=seed, batch_size=batch_size, **{**absent, **row, **more})

@@ -1,5 +1,7 @@
 """What a post-unlearning model is judged by: accuracies, the membership attack, the gap to Retrain, relearning."""
 
+import math
+
 import numpy as np
 import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -111,6 +113,15 @@ def gap(ours, retrain):
     Both map metrics to means over the seeds.
     """
     return float(np.mean([abs(ours[name] - retrain[name]) for name in METRICS if name in retrain]))
+
+
+def tug_of_war(ours, retrain):
+    """ToW (Zhao et al., NeurIPS 2024): (1 - |dA_f|) (1 - |dA_r|) (1 - |dA_ts|), d the difference to Retrain / 100.
+
+    Class removal has A_ts_r in place of A_ts. Both map metrics to percent, of the same seed. 1 is Retrain.
+    """
+    names = ("A_f", "A_r", "A_ts_r" if "A_ts_r" in retrain else "A_ts")
+    return math.prod(1 - abs(ours[name] - retrain[name]) / 100 for name in names)
 
 
 def relearn(model, dataset, split, seed, *, epochs, lr, batch_size, shares=None, progress=False, label="relearning"):

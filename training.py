@@ -1,28 +1,76 @@
 """The one supervised training loop: pretraining, Retrain, SISA's shards, fine-tuning and relearning."""
 
+import copy
+import functools
 import time
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from tqdm import tqdm
 
-from data import shuffled_batches
-from harness.store import load_or_set_aside, load_tensors, save_tensors
+from data import derive_seed, shuffled_batches
+from harness.store import UserError, load_or_set_aside, load_tensors, save_tensors
 
 WEIGHT_DECAY = 1e-4
 EVALUATION_BATCH = 500  # images a frozen model is run on at a time
 SAVE_EVERY_S = 60  # least time between two saves of a training's state, made at the end of an epoch
 
 
-def adam(model, lr):
-    """The paper's optimiser: Adam with weight decay 1e-4."""
-    return torch.optim.Adam(model.parameters(), lr=lr, weight_decay=WEIGHT_DECAY, fused=True)
+def adam(model, lr, weight_decay=WEIGHT_DECAY):
+    """Adam; the paper's weight decay is 1e-4."""
+    return torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+
+
+def optimizer_of(model, settings, momentum=0.0):
+    """The optimiser that a row of hyperparameters names: "Adam", or "SGD" with the method's published momentum."""
+    if settings.optimizer == "Adam":
+        return adam(model, settings.lr, settings.weight_decay)
+    chosen = {"lr": settings.lr, "momentum": momentum, "weight_decay": settings.weight_decay}
+    return torch.optim.SGD(model.parameters(), **chosen)
+
+
+def student(f_o):
+    """A copy of f_o to be trained. What its owner has frozen stays as it is; a UserError if that is everything."""
+    if not any(parameter.requires_grad for parameter in f_o.parameters()):
+        raise UserError("every parameter of the model is frozen (requires_grad is False): none is left to unlearn with")
+    return training_mode(copy.deepcopy(f_o))
+
+
+def training_mode(model):
+    """Training mode, except for batch normalisation whose parameters are frozen: it keeps its statistics too."""
+    for module in model.train().modules():
+        frozen = [not parameter.requires_grad for parameter in module.parameters(recurse=False)]
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and frozen and all(frozen):
+            module.eval()
+    return model
+
+
+def seeded(unlearn):
+    """Let what a model draws while it is trained, as for dropout, follow from the seed, and disturb nobody's draws."""
+
+    @functools.wraps(unlearn)
+    def unlearn_seeded(f_o, split, settings):
+        device = split.train.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(derive_seed(settings.seed, "dropout"))
+            return unlearn(f_o, split, settings)
+
+    return unlearn_seeded
 
 
 def take_step(optimizer, loss):
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+
+
+def epochs_of(settings, f_u, label):
+    """1, ... settings.epochs, with a bar. After each, `settings.watch` is called with f_u, where it is given."""
+    for epoch in epoch_bar(label, settings.epochs, settings.progress):
+        yield epoch
+        if settings.watch is not None:
+            settings.watch(f_u)
 
 
 def epoch_bar(label, epochs, progress, first=1):
@@ -64,14 +112,14 @@ def train(model, images, index, *, epochs, lr, batch_size, rng, partial=None, pr
         optimizer.load_state_dict(stored["optimizer"])
         rng.set_state(stored["rng"])
         first, seconds = stored["epoch"] + 1, stored["seconds"]
-    model.train()
+    training_mode(model)
     started = saved = time.perf_counter()
     for epoch in epoch_bar(label, epochs, progress, first):
         for _, x, y in shuffled_batches(images, index, batch_size, rng):
             take_step(optimizer, F.cross_entropy(model(x)[0], y))
         if after is not None:
             after(epoch)
-            model.train()
+            training_mode(model)
         now = time.perf_counter()
         if partial is not None and now - saved > SAVE_EVERY_S:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": rng.get_state()}

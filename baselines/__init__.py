@@ -7,10 +7,11 @@ forward gives (logits, representation). What it must do before any request is a 
 """
 
 import camu
-from baselines import boundary, neggrad, retrain, scrub, sisa, teacher_student, unroll
+from baselines import boundary, neggrad, original, retrain, scrub, sisa, teacher_student, unroll
 
 METHODS = {
     "Retrain": retrain,
+    "Original": original,
     "NegGrad": neggrad,
     "Boundary": boundary,
     "T-S": teacher_student,

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from data import generator
-from training import epoch_bar, take_step
+from training import epochs_of, seeded, student, take_step
 
 BOUND = 0.1  # of the FGSM step, for pixels in [0, 1]
 CHUNK = 250  # images attacked at a time
@@ -41,14 +41,15 @@ def nearest_wrong_labels(f_o, images, index):
     return torch.cat(labels)
 
 
+@seeded
 def unlearn(f_o, split, settings):
     """Hyperparameters: `epochs`, `lr`. See `baselines` for the parameters."""
     images = split.train
     new_labels = nearest_wrong_labels(f_o, images, split.forget)
-    f_u = copy.deepcopy(f_o).train()
+    f_u = student(f_o)
     optimizer = torch.optim.SGD(f_u.parameters(), lr=settings.lr, momentum=0.9)
     rng = generator(settings.seed, "Boundary")
-    for _ in epoch_bar("Boundary", settings.epochs, settings.progress):
+    for _ in epochs_of(settings, f_u, "Boundary"):
         order = torch.randperm(len(split.forget), generator=rng).to(images.device)
         for rows in order.split(settings.batch_size):  # without augmentation, as published
             take_step(optimizer, F.cross_entropy(f_u(images.batch(split.forget[rows]))[0], new_labels[rows]))

@@ -5,9 +5,10 @@ Section A.2.4 of the paper: Adam, 20 epochs at 1e-3 on Digit and Fashion, 40 epo
 
 import models
 from data import derive_seed, generator
-from training import train
+from training import seeded, train
 
 
+@seeded
 def unlearn(f_o, split, settings):
     """Train on D_r from weights drawn from the seed; `f_o` is not read. See `baselines` for the parameters."""
     model = models.build(split.model, split.classes, derive_seed(settings.seed, "Retrain weights"), split.train.device)

@@ -17,7 +17,7 @@ import torch
 
 import models
 from data import derive_seed, generator
-from training import train
+from training import seeded, train
 
 
 def stage_epochs(epochs, slices):
@@ -57,6 +57,7 @@ def train_stages(model, shard, parts, first, images, settings):
     return states
 
 
+@seeded
 def unlearn(f_o, split, settings):
     """Return the ensemble (`models.Ensemble`) that has not seen D_f; `f_o` is not read. See `baselines`.
 

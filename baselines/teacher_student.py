@@ -17,9 +17,10 @@ import torch.nn.functional as F
 
 import models
 from data import derive_seed, generator, shuffled_batches
-from training import epoch_bar, frozen_outputs, take_step
+from training import epochs_of, frozen_outputs, seeded, student, take_step
 
 
+@seeded
 def unlearn(f_o, split, settings):
     """Hyperparameters: `epochs`, `lr`, `remain_fraction` (of D_r read). See `baselines` for the parameters."""
     images = split.train
@@ -36,10 +37,10 @@ def unlearn(f_o, split, settings):
         outputs = [frozen_outputs(incompetent, images, split.forget), frozen_outputs(competent, images, kept)]
         targets = torch.cat(outputs).log_softmax(1)
 
-    f_u = copy.deepcopy(f_o).train()
+    f_u = student(f_o)
     optimizer = torch.optim.Adam(f_u.parameters(), lr=settings.lr)
     rng = generator(settings.seed, "T-S")
-    for _ in epoch_bar("T-S", settings.epochs, settings.progress):
+    for _ in epochs_of(settings, f_u, "T-S"):
         for rows, x, _ in shuffled_batches(images, index, settings.batch_size, rng):
             if targets is None:
                 forgotten = (rows < len(split.forget))[:, None]
@@ -47,6 +48,6 @@ def unlearn(f_o, split, settings):
                     target = torch.where(forgotten, incompetent(x)[0], competent(x)[0]).log_softmax(1)
             else:
                 target = targets[rows]
-            student = f_u(x)[0].log_softmax(1)
-            take_step(optimizer, F.kl_div(student, target, reduction="batchmean", log_target=True))
+            output = f_u(x)[0].log_softmax(1)
+            take_step(optimizer, F.kl_div(output, target, reduction="batchmean", log_target=True))
     return f_u.eval()

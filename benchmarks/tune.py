@@ -2,101 +2,52 @@
 
     python -m benchmarks.tune --dataset Digit Fashion --tasks random10 class0 --data-root data
 
-For each baseline, data set and task, `--trials` points are drawn from SPACE (the same number for all, always the same
-points) and run as cells with seeds of at least 100, so that no reported seed is touched. All points run with the first
-seed; the FINALISTS best of each baseline run with the other seeds too, for a point that is good with one seed can
-diverge with the next. The best has the smallest `gap` to Retrain, from the means over the seeds as everywhere here, of
-the finalists that take no longer than Retrain.
+It needs Optuna (`pip install -r requirements-search.txt`). For each baseline, data set and task, Optuna's TPE sampler
+draws the same number of points from `hyperparameters.SEARCH`. Each runs as a cell with the first seed, of at least 100,
+so that no reported seed is touched. A trial whose accuracy on D_r falls below LEAST_A_R ends at once. The FINALISTS
+best of each baseline run again with the other seeds, and all seeds on a second pre-unlearning model. The one whose
+worst ToW over all of these is highest is the row: a setting that works on one model and diverges on the next is none.
 
-The grids lie where first trials, with such seeds too, neither diverged nor forgot nothing: the ascent of NegGrad and
-SCRUB is unbounded, and between the two ends of their learning rates there is less than a factor of ten. SISA is Retrain
-on shards and keeps the data set's own training; CaMU keeps its published settings. Every finished trial is a cell under
-<results-dir>/tuning/, and the summary beside them, <dataset>-<task>.csv, ranks them.
+A point counts only if it does something: it changes at least LEAST_CHANGED percent of the predictions on D_f, and it
+moves A_f at least a quarter of the way from Original's to Retrain's, where these differ by more than half a point.
+Otherwise its score is 0.
+
+SISA is Retrain on shards and keeps the data set's own training. CaMU keeps its published settings. The optimiser of
+NegGrad, SCRUB and Unroll is Adam throughout: SGD, searched before, kept the model only within a factor of two or three
+of the learning rate. Every finished trial is a file under <results-dir>/tuning/. The table beside them,
+<dataset>-<task>.csv, ranks the trials.
 """
 
-import itertools
+import math
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from config import Config
-from data import generator, make_split
-from harness.cells import Cell, provenance, run_cell
+from data import derive_seed, make_split
+from harness.cells import Cell, circumstances, names, provenance, restore_model, run_cell
 from harness.datasets import load
 from harness.plan import Plan, check
 from harness.runner import run_all
 from harness.store import UserError, run_script, save_atomically
 from harness.tasks import parse_tasks
-from hyperparameters import FAMILIES
-from metrics import METRICS
-from reporting.summary import distances, time_ratio
+from hyperparameters import FAMILIES, SEARCH
+from metrics import accuracy, tug_of_war
+from models import restore
+from training import frozen_outputs, training_mode
 
-BOUNDARY_MNIST = {"epochs": (1, 2, 5), "lr": (3e-7, 1e-6, 3e-6, 1e-5)}
-BOUNDARY_CLASS = {"epochs": (1, 2, 5, 10), "lr": (3e-5, 1e-4, 3e-4)}
-TS_RANDOM = {"epochs": (1, 2, 3), "lr": (1e-4, 2e-4, 5e-4, 1e-3), "remain_fraction": (0.3,)}
-TS_CLASS = {"epochs": (1, 2, 3), "lr": (2e-4, 5e-4, 1e-3, 2e-3), "remain_fraction": (0.3,)}
-UNROLL_RANDOM = {"epochs": (1, 2), "lr": (0.001, 0.003, 0.01, 0.03, 0.05, 0.1)}
-SCRUB_MNIST = {"epochs": (3,), "msteps": (2,), "lr": (1e-5, 1.5e-5, 2e-5, 2.5e-5, 3e-5, 4e-5), "alpha": (0.1, 0.5)}
-SCRUB_CLASS = {"epochs": (3, 5), "msteps": (2,), "forget_batch_size": (512,)}
-NEGGRAD_CLASS = {"epochs": (2,), "lr": (0.003, 0.005, 0.01), "a": (0.95, 0.97, 0.98, 0.99)}
-SPACE = {  # by data set or family of data sets, and task or kind of task
-    ("OptDigits", "random"): {
-        "NegGrad": {"epochs": (1, 2, 4), "lr": (0.01, 0.03), "a": (0.8, 0.95)},
-        "Boundary": {"epochs": (1, 2, 5, 10), "lr": (1e-6, 1e-5, 1e-4)},
-        "T-S": TS_RANDOM,
-        "SCRUB": {"epochs": (3, 5), "msteps": (2,), "lr": (1e-4, 5e-4, 1e-3), "alpha": (0.1, 0.5)},
-        "Unroll": UNROLL_RANDOM,
-    },
-    ("OptDigits", "class"): {
-        "NegGrad": {"epochs": (4, 6), "lr": (0.01, 0.02), "a": (0.8, 0.85, 0.9)},
-        "Boundary": BOUNDARY_CLASS,
-        "T-S": TS_CLASS,
-        "SCRUB": SCRUB_CLASS
-        | {"epochs": (10,), "msteps": (8,), "lr": (1e-3, 1.4e-3, 1.8e-3), "alpha": (0.1, 0.2, 0.3, 0.5)},
-        "Unroll": {"epochs": (1, 2, 4), "lr": (0.01, 0.03, 0.1, 0.15)},
-    },
-    ("MNIST", "random"): {
-        "NegGrad": {"epochs": (1, 2), "lr": (0.01, 0.03), "a": (0.5, 0.6, 0.7)},
-        "Boundary": BOUNDARY_MNIST,
-        "T-S": TS_RANDOM,
-        "SCRUB": SCRUB_MNIST,
-        "Unroll": UNROLL_RANDOM,
-    },
-    ("MNIST", "class"): {
-        "NegGrad": NEGGRAD_CLASS,
-        "Boundary": BOUNDARY_CLASS,
-        "T-S": TS_CLASS,
-        "SCRUB": SCRUB_MNIST,
-        "Unroll": {"epochs": (1, 2, 3), "lr": (0.05, 0.1, 0.15, 0.2)},
-    },
-    ("Fashion", "random"): {
-        "NegGrad": {"epochs": (1, 2), "lr": (0.01, 0.03), "a": (0.7, 0.8, 0.9)},
-        "Boundary": BOUNDARY_MNIST,
-        "T-S": TS_RANDOM,
-        "SCRUB": SCRUB_MNIST | {"lr": (1.8e-5, 2e-5, 2.1e-5, 2.2e-5, 2.3e-5, 2.4e-5)},
-        "Unroll": UNROLL_RANDOM,
-    },
-    ("Fashion", "class"): {
-        "NegGrad": {"epochs": (2,), "lr": (0.001, 0.003, 0.01), "a": (0.99, 0.995, 0.998, 0.999)},
-        "Boundary": BOUNDARY_CLASS,
-        "T-S": TS_CLASS,
-        "SCRUB": SCRUB_MNIST | {"lr": (1.1e-5, 1.2e-5, 1.3e-5, 1.4e-5, 1.6e-5, 1.8e-5)},
-        "Unroll": {"epochs": (1, 2), "lr": (0.001, 0.002, 0.003, 0.005, 0.007, 0.01)},
-    },
-    ("Digit", "class1"): {"SCRUB": SCRUB_CLASS | {"lr": (6e-4, 7e-4, 8e-4), "alpha": (0.1, 0.2)}},
-    ("Digit", "class2"): {"SCRUB": SCRUB_CLASS | {"lr": (7e-4, 8e-4, 9e-4), "alpha": (0.05, 0.1)}},
-    ("Fashion", "class1"): {
-        "NegGrad": NEGGRAD_CLASS,
-        "SCRUB": SCRUB_CLASS | {"lr": (7e-4, 8e-4, 9e-4), "alpha": (0.001, 0.1)},
-        "Unroll": {"epochs": (2, 3), "lr": (0.007, 0.01, 0.015, 0.02, 0.03, 0.05)},
-    },
-    ("Fashion", "class2"): {"SCRUB": SCRUB_CLASS | {"lr": (7e-4, 8e-4, 9e-4), "alpha": (0.02, 0.05)}},
-}
-METHODS = tuple(SPACE["MNIST", "random"])
+METHODS = tuple(SEARCH)
+SETTINGS = {name for space in SEARCH.values() for name in space}
+REFERENCES = ("Retrain", "Original")
+DATASETS = [name for name, family in FAMILIES.items() if family != "CIFAR"]
 FINALISTS = 3
+LEAST_A_R = 50  # percent, on WATCHED samples of D_r
+WATCHED = 2000
+LEAST_CHANGED = 0.2  # percent of the predictions on D_f
+LEAST_MOVED, CLOSE = 0.25, 0.5  # of the way to Retrain's A_f; points between it and Original's that are no way
 
 
 @dataclass(frozen=True)
@@ -105,33 +56,46 @@ class Arguments(Config):
 
     methods: tuple[str, ...] = METHODS
     """the baselines to tune"""
-    seeds: tuple[int, ...] = (100,)
+    seeds: tuple[int, ...] = (100, 101, 102)
     """at least 100: lower seeds are for reporting. All points run with the first, the best few with the others"""
-    trials: int = 12
+    trials: int = 20
     """points tried for every baseline, data set and task"""
-
-
-def points(method, dataset, task, kind, count):
-    """The first `count` points of the method's grid for a data set and a task of a kind, in a fixed random order."""
-    places = [(dataset, task), (dataset, kind), (FAMILIES[dataset], kind)]
-    space = next(SPACE[place][method] for place in places if method in SPACE.get(place, {}))
-    grid = [dict(zip(space, values)) for values in itertools.product(*space.values())]
-    order = torch.randperm(len(grid), generator=generator("tuning", method))
-    return [grid[i] for i in order[:count].tolist()]
 
 
 @dataclass(frozen=True)
 class Trial(Cell):
-    """A cell with hyperparameters of its own."""
+    """A cell with hyperparameters of its own, from the pre-unlearning model with this pretraining seed."""
 
     number: int = 0
+    model: int = 0
 
     def path(self, config):
-        place = Path(self.dataset, self.task.name, self.method, f"trial{self.number}-seed{self.seed}.json")
-        return Path(config.results_dir) / "tuning" / place
+        place = Path(self.dataset, self.task.name, self.method)
+        return Path(config.results_dir, "tuning", place, f"trial{self.number}-model{self.model}-seed{self.seed}.json")
+
+
+class Lost(Exception):
+    """A trial has lost its model."""
 
 
 def search(arguments):
+    check_arguments(arguments)
+    config = replace(check(arguments), study="plain", save_models=False)
+    tasks = parse_tasks(config.tasks)
+    for name in config.dataset:
+        plans = [Plan(load(name, config.data_root, progress=not config.quiet), [], config) for _ in range(2)]
+        plans[1].pretrained_spec |= {"pretraining_seed": 1}
+        for plan in plans:
+            plan.provenance = provenance(config, "-m benchmarks.tune")
+        for task in tasks:
+            make_split(plans[0].dataset, task, config.seeds[0])  # says what is wrong with a task
+        points = draw_and_run(plans, tasks, config)
+        run_finalists(plans, tasks, points, config)
+        for task in tasks:
+            write_table(plans, task, points, config)
+
+
+def check_arguments(arguments):
     if min(arguments.seeds) < 100:
         raise UserError(f"--seeds {min(arguments.seeds)}: tuning uses seeds of at least 100")
     if arguments.dry_run:
@@ -139,74 +103,160 @@ def search(arguments):
     untuned = [method for method in arguments.methods if method not in METHODS]
     if untuned:
         raise UserError(f"--methods {untuned[0]}: has no search; choose from {', '.join(METHODS)}")
-    unknown = [name for name in arguments.dataset if (FAMILIES.get(name), "class") not in SPACE]
+    unknown = [name for name in arguments.dataset if name not in DATASETS]
     if unknown:
-        known = [name for name, family in FAMILIES.items() if (family, "class") in SPACE]
-        raise UserError(f"--dataset {unknown[0]}: no search for this; choose from {', '.join(known)}")
-    config = replace(check(arguments), study="plain", save_models=False)
-    tasks = parse_tasks(config.tasks)
-    first, *others = config.seeds
-    for name in config.dataset:
-        plan = Plan(load(name, config.data_root, progress=not config.quiet), [], config)
-        plan.provenance = provenance(config, "-m benchmarks.tune")
-        kinds = {task: make_split(plan.dataset, task, first).kind for task in tasks}  # says what is wrong with a task
-        for task, kind in kinds.items():
-            drawn = {"Retrain": [{}]} | {m: points(m, name, task.name, kind, config.trials) for m in config.methods}
-            trials = [(method, number) for method, tried in drawn.items() for number in range(len(tried))]
-            run_trials(plan, task, trials, [first], drawn)
-            best = within_time(ranked(plan, task)).groupby("method").head(FINALISTS)
-            finalists = [("Retrain", 0), *zip(best.method, best.trial)]
-            run_trials(plan, task, finalists, others, drawn)
-            summarise(plan, task)
+        raise UserError(f"--dataset {unknown[0]}: no search for this; choose from {', '.join(DATASETS)}")
 
 
-def run_trials(plan, task, trials, seeds, drawn):
-    """Put trials, each a (method, number of its point), into the plan, and run those that are not finished."""
-    for seed in seeds:
-        split = make_split(plan.dataset, task, seed)
-        for method, number in trials:
-            trial = Trial(plan.dataset.name, task, method, seed, number=number)
-            plan.add(trial, split, **drawn[method][number])
+def draw_and_run(plans, tasks, config):
+    """Draw and run all points with the first seed, a round at a time: (task, method) -> its points.
+
+    In a round each of the studies draws one point, and these run side by side. The draws follow from the results
+    before them alone, so a search that is started again finds what it has finished.
+    """
+    seed, plan = config.seeds[0], plans[0]
+    studies = {(task, method): new_study(task, method) for task in tasks for method in config.methods}
+    points = {place: [] for place in studies}
+    run_trials(plan, [(trial(plan, task, method, seed), {}) for task in tasks for method in REFERENCES])
+    for number in range(config.trials):
+        drawn = {place: ask(study, place[1]) for place, study in studies.items()}
+        calls = []
+        for (task, method), (_, point) in drawn.items():
+            points[task, method].append(point)
+            calls.append((trial(plan, task, method, seed, number), point))
+        run_trials(plan, calls)
+        for (task, method), (asked, _) in drawn.items():
+            studies[task, method].tell(asked, score(plans, trial(plan, task, method, seed, number)))
+    return points
+
+
+def new_study(task, method):
+    try:
+        import optuna
+    except ImportError:
+        raise UserError("the search needs Optuna: python -m pip install -r requirements-search.txt")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = optuna.samplers.TPESampler(seed=derive_seed("search", task.name, method) % 2**32)
+    return optuna.create_study(direction="maximize", sampler=sampler)
+
+
+def ask(study, method):
+    """Draw a point of the method's entry in SEARCH: Optuna's trial, and the hyperparameters."""
+    asked, point = study.ask(), {}
+    for name, value in SEARCH[method].items():
+        if not isinstance(value, tuple):
+            point[name] = value
+            continue
+        how, *bounds = value
+        if how == "choice":
+            point[name] = asked.suggest_categorical(name, bounds)
+        elif how == "int":
+            point[name] = asked.suggest_int(name, *bounds)
+        else:
+            point[name] = float(f"{asked.suggest_float(name, *bounds, log=True):.2g}")  # as it will stand in the row
+    return asked, point
+
+
+def trial(plan, task, method, seed, number=0):
+    model = plan.pretrained_spec.get("pretraining_seed", 0)
+    return Trial(plan.dataset.name, task, method, seed, number=number, model=model)
+
+
+def run_trials(plan, calls):
+    """Put trials with their points into the plan, and run those that are not finished."""
+    for one, point in calls:
+        plan.add(one, make_split(plan.dataset, one.task, one.seed), **point)
     plan.refuse_unlike()
     plan.prepare()
-    calls = {trial: partial(plan.unlearning, trial) for trial in plan.todo("cells")}
-    for trial, result in run_all(run_cell, calls, plan.config, f"{plan.dataset.name} {task.name}: tuning"):
-        plan.keep(trial, result)
+    todo = {one: partial(plan.unlearning, one) for one in plan.todo("cells")}
+    for one, result in run_all(run_trial, todo, plan.config, f"{plan.dataset.name}: search"):
+        plan.keep(one, result)
 
 
-def ranked(plan, task):
-    """The trials of a task, those with the most seeds first, then by `gap`: one row each, means over the seeds."""
-    records = {trial: record for trial, record in plan.records.items() if trial.task == task}
-    names = list(dict.fromkeys(name for r in records.values() for name in r["config"]["hyperparameters"]))
-    cells = pd.DataFrame(
-        {"method": t.method, "trial": t.number, "seed": t.seed, **r["config"]["hyperparameters"], **r["metrics"]}
-        | {"time_s": r["time_s"]}
-        for t, r in records.items()
+def run_trial(cell, spec, dataset, f_o_state, **more):
+    """`run_cell`, with `changed_f` among the metrics: percent of the predictions on D_f that differ from f_o's.
+
+    A trial that loses its model has no metrics.
+    """
+    dataset = dataset.to(spec["device"])
+    split = make_split(dataset, cell.task, cell.seed)
+    started = time.perf_counter()
+
+    def watch(f_u):
+        index = split.remain[:WATCHED]
+        right = accuracy(frozen_outputs(f_u.eval(), split.train, index), split.train.labels[index])
+        training_mode(f_u)
+        if right < LEAST_A_R:
+            raise Lost
+
+    try:
+        record, stored = run_cell(cell, spec, dataset, f_o_state, watch=watch, **more)
+    except Lost:
+        seconds = time.perf_counter() - started
+        return {**names(cell), "metrics": {}, "time_s": seconds, "config": spec, **circumstances(spec, more["jobs"])}
+    f_o = restore(dataset.model, len(dataset.classes), f_o_state, spec["device"])
+    before, after = (
+        frozen_outputs(model, split.train, split.forget).argmax(1)
+        for model in (f_o, restore_model(stored, spec["device"]))
     )
-    cells = cells.assign(seeds=1).set_index("seed")
-    retrain = cells[cells.method == "Retrain"]
-    measured = dict.fromkeys([*(name for name in METRICS if name in cells), "time_s"], "mean")
-    trials = cells[cells.method != "Retrain"].groupby(["method", "trial"])
-    frame = trials.agg({"seeds": "sum"} | dict.fromkeys(names, "first") | measured)
-    frame["time/Retrain"] = [time_ratio(rows, retrain).mean for _, rows in trials]
-    frame["gap"] = [distances(rows, retrain)["gap"].mean for _, rows in trials]
-    frame = frame.dropna(axis="columns", how="all").round(dict.fromkeys([*measured, "time/Retrain", "gap"], 4))
-    return frame.reset_index().sort_values(["method", "seeds", "gap"], ascending=[True, False, True])
+    record["metrics"]["changed_f"] = 100 * (before != after).double().mean().item()
+    return record
 
 
-def within_time(frame):
-    """Only the trials that take no longer than Retrain."""
-    return frame[frame["time/Retrain"] <= 1]
+def score(plans, one):
+    """ToW of a trial against Retrain of its seed; 0 if it has lost the model or counts as doing nothing."""
+    plan = plans[one.model]
+    ours = plan.records[one]["metrics"]
+    retrain, original = (metrics_of(plans, one, method) for method in REFERENCES)
+    if not ours or ours["changed_f"] < LEAST_CHANGED:
+        return 0.0
+    way = original["A_f"] - retrain["A_f"]
+    if abs(way) > CLOSE and (original["A_f"] - ours["A_f"]) / way < LEAST_MOVED:
+        return 0.0
+    return tug_of_war(ours, retrain)
 
 
-def summarise(plan, task):
-    """Write the table of a task's trials, and print the best of each method."""
-    frame = ranked(plan, task)
-    path = Path(plan.config.results_dir) / "tuning" / f"{plan.dataset.name}-{task.name}.csv"
-    save_atomically(path, frame.to_csv(index=False).encode())
-    best = within_time(frame).groupby("method").first()
-    print(f"\n{plan.dataset.name}, {task.name}: best of {plan.config.trials} trials ({path})")
-    print(best.drop(columns=["trial", "time_s"]).to_string())
+def metrics_of(plans, one, method):
+    """Retrain's or Original's metrics for a trial's seed. Retrain does not depend on the pre-unlearning model."""
+    model = 0 if method == "Retrain" else one.model
+    return plans[model].records[replace(one, method=method, number=0, model=model)]["metrics"]
+
+
+def run_finalists(plans, tasks, points, config):
+    """Run the best points with the other seeds, and with all seeds from the second pre-unlearning model."""
+    first, *others = config.seeds
+    for plan, seeds in zip(plans, (others, config.seeds)):
+        references = REFERENCES if plan is plans[0] else ("Original",)
+        calls = [(trial(plan, t, method, seed), {}) for t in tasks for method in references for seed in seeds]
+        for (task, method), drawn in points.items():
+            scores = {n: score(plans, trial(plans[0], task, method, first, n)) for n in range(len(drawn))}
+            best = sorted((n for n in scores if scores[n] > 0), key=lambda n: -scores[n])[:FINALISTS]
+            calls += [(trial(plan, task, method, seed, n), drawn[n]) for n in best for seed in seeds]
+        run_trials(plan, calls)
+
+
+def write_table(plans, task, points, config):
+    """Write the table of a task's trials: of each method those with the most runs first, by their worst ToW."""
+    numbers = [(method, n) for (place, method), drawn in points.items() if place == task for n in range(len(drawn))]
+    rows = [table_row(plans, task, method, n, points[task, method][n], config.seeds[0]) for method, n in numbers]
+    frame = pd.DataFrame(rows).sort_values(["method", "runs", "worst_ToW"], ascending=[True, False, False])
+    path = Path(config.results_dir) / "tuning" / f"{plans[0].dataset.name}-{task.name}.csv"
+    save_atomically(path, frame.round({name: 4 for name in frame if name not in SETTINGS}).to_csv(index=False).encode())
+    print(f"\n{plans[0].dataset.name}, {task.name}: best of {config.trials} trials ({path})")
+    print(frame.groupby("method").first()[["worst_ToW", "runs", "time/Retrain"]].round(4).to_string())
+
+
+def table_row(plans, task, method, number, point, seed):
+    """A trial's worst ToW over its runs, the metrics and the time of its first run, and its hyperparameters."""
+    same = (task, method, number)
+    runs = [one for plan in plans for one in plan.records if (one.task, one.method, one.number) == same]
+    first, retrain = (
+        plans[0].records[trial(plans[0], task, *place)] for place in ((method, seed, number), ("Retrain", seed))
+    )
+    worst = min(score(plans, one) for one in runs)
+    found = {name: first["metrics"].get(name, math.nan) for name in (*retrain["metrics"], "changed_f")}
+    names = {"method": method, "trial": number, "runs": len(runs), "worst_ToW": worst}
+    return names | found | {"time/Retrain": first["time_s"] / retrain["time_s"]} | point
 
 
 if __name__ == "__main__":

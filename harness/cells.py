@@ -79,7 +79,7 @@ def cell_spec(cell, dataset, split, pretrained, config):
     """
     training = training_row(dataset.name, dataset.model, config.pretrain_epochs, config.retrain_epochs)
     method, terms = ("CaMU", ABLATION[cell.method]) if cell.tree == "ablation" else (cell.method, TERMS)
-    row = hyperparameters_of(method, dataset.name, split.kind, training, config.override, cell.task.name)
+    row = hyperparameters_of(method, dataset.name, split.kind, training, config.override)
     spec = {
         "data": pretrained["data"],
         "pretrained": key(pretrained),
@@ -117,11 +117,12 @@ def pretrain(dataset, spec, partial=None, progress=False):
     use_machine(spec)
     dataset = dataset.to(spec["device"])
     images = dataset.train
-    seed = derive_seed(PRETRAINING_SEED, "pretraining weights")
-    model = models.build(dataset.model, len(dataset.classes), seed, images.device)
+    seed = spec.get("pretraining_seed", PRETRAINING_SEED)
+    weights_seed = derive_seed(seed, "pretraining weights")
+    model = models.build(dataset.model, len(dataset.classes), weights_seed, images.device)
     everything = torch.arange(len(images), device=images.device)
     given = {name: spec[name] for name in ("epochs", "lr", "batch_size")} | {"partial": partial, "progress": progress}
-    rng, label = generator(PRETRAINING_SEED, "pretraining"), f"{dataset.name}: pretraining"
+    rng, label = generator(seed, "pretraining"), f"{dataset.name}: pretraining"
     train(model, images, everything, **given, rng=rng, label=label)
     parts = {"train": dataset.train, "test": dataset.test}
     found = {name: accuracy(predict(model, part), part.labels) for name, part in parts.items()}
@@ -137,7 +138,7 @@ def prepare_shard(shard, method, row, dataset, spec, partial=None, progress=Fals
     return {"states": METHODS[method].prepare_shard(shard, dataset.train, dataset.model, classes, chosen)}
 
 
-def run_cell(cell, spec, dataset, f_o_state, prepared=None, partial=None, progress=False, jobs=1):
+def run_cell(cell, spec, dataset, f_o_state, prepared=None, partial=None, progress=False, jobs=1, watch=None):
     """Unlearn, then evaluate: a pure function of its arguments (times aside).
 
     `spec` is from `cell_spec`, `f_o_state` the pre-unlearning model's state dict, `prepared` what the method's
@@ -154,6 +155,7 @@ def run_cell(cell, spec, dataset, f_o_state, prepared=None, partial=None, progre
     split = make_split(dataset, cell.task, cell.seed)
     f_o = models.restore(dataset.model, len(dataset.classes), f_o_state, spec["device"])
     given = {"seed": cell.seed, "batch_size": spec["batch_size"], "progress": progress, "partial": partial}
+    given |= {"test_accuracy": accuracy(predict(f_o, dataset.test), dataset.test.labels), "watch": watch}
     given |= {"terms": ABLATION[cell.method]} if cell.tree == "ablation" else {"prepared": prepared}
 
     chosen = settings(spec["hyperparameters"], **given)

@@ -110,9 +110,10 @@ class Plan:
         if not todo:
             return
         name, model = self.dataset.name, self.dataset.model
-        self.f_o = self.make_once(cells.pretrain, {"pretrained": (self.pretrained_spec, {})})["pretrained"]
-        found = {part: f"{value:.2f} % ({part})" for part, value in self.f_o["accuracy"].items()}
-        print(f"{name}: pre-unlearning model, accuracy {', '.join(found.values())}")
+        if self.f_o is None:
+            self.f_o = self.make_once(cells.pretrain, {"pretrained": (self.pretrained_spec, {})})["pretrained"]
+            found = {part: f"{value:.2f} % ({part})" for part, value in self.f_o["accuracy"].items()}
+            print(f"{name}: pre-unlearning model, accuracy {', '.join(found.values())}")
         training = training_row(name, model, self.config.pretrain_epochs, self.config.retrain_epochs)
         for method in sorted({self.specs[cell]["method"] for cell in todo}):
             if hasattr(METHODS[method], "prepare_shard"):

@@ -12,6 +12,7 @@ from conftest import SmallNet, colour_images, make_toy_split, same_weights
 import models
 from baselines import METHODS, boundary, sisa
 from data import Images, Split, cycled_batches, derive_seed, generator, shuffled_batches
+from harness.store import UserError
 from hyperparameters import HYPERPARAMETERS, hyperparameters_of, settings, training_row
 from training import train
 
@@ -263,3 +264,25 @@ def test_sisa_equals_training_without_the_forget_set_from_the_last_clean_checkpo
             rng = generator(0, "SISA", shard, stage)
             train(expected, split.train, index, epochs=epochs, lr=1e-3, batch_size=32, rng=rng)
         assert same_weights(member, expected)
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in ("Retrain", "SISA")])
+def test_dropout_follows_the_seed_and_frozen_layers_stay_as_they_are(method):
+    split = make_toy_split(count=120)
+    torch.manual_seed(3)
+    f_o = SmallNet(28 * 28)
+    f_o.head.insert(1, torch.nn.Dropout(0.5))
+    f_o.head.append(torch.nn.BatchNorm1d(4))
+    f_o.eval()
+    state = torch.get_rng_state()
+    first = METHODS[method].unlearn(f_o, split, quick_settings(method, split))
+    assert torch.equal(state, torch.get_rng_state())
+    torch.rand(17)
+    assert same_weights(first, METHODS[method].unlearn(f_o, split, quick_settings(method, split)))
+    frozen = f_o.features.requires_grad_(False)
+    f_u = METHODS[method].unlearn(f_o, split, quick_settings(method, split))
+    assert same_weights(f_u.features, frozen) and not same_weights(f_u.head, f_o.head)
+    flags = [parameter.requires_grad for parameter in f_o.parameters()]
+    assert [parameter.requires_grad for parameter in f_u.parameters()] == flags and True in flags
+    with pytest.raises(UserError, match="every parameter of the model is frozen"):
+        METHODS[method].unlearn(f_o.requires_grad_(False), split, quick_settings(method, split))
