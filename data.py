@@ -158,11 +158,12 @@ class Split:
     """The training set, cut into what is forgotten and what remains: all that an unlearning method may read."""
 
     train: Images
-    forget: torch.Tensor  # D_f and D_r: sorted, disjoint positions in `train`, together all of it
+    forget: torch.Tensor  # D_f and D_r: sorted, disjoint positions in `train`. All others were forgotten earlier
     remain: torch.Tensor
     classes: int  # number of classes, forgotten ones included
     model: str = ""  # "CNN" or "ResNet-18", for methods that need fresh weights
     forgotten_classes: tuple[int, ...] = ()  # empty unless whole classes are removed
+    earlier_classes: tuple[int, ...] = ()  # those of earlier requests
 
     @property
     def kind(self):
@@ -170,38 +171,86 @@ class Split:
         few = len(self.forget) < FEW * len(self.train)
         return "class" if self.forgotten_classes else "few" if few else "random"
 
+    def next(self, forget):
+        """The split of a further request: `forget` is no longer in D_r, and what was forgotten before is in neither.
+
+        `forget` has positions in `train`, each once, of D_r but not all of it, else a UserError. All samples that are
+        left of some classes and no other make it a class removal.
+        """
+        forget = torch.as_tensor(forget, device=self.remain.device).sort().values
+        if not 0 < len(forget) < len(self.remain):
+            counts = f"{len(forget)} of {len(self.remain)} samples"
+            raise UserError(f"{counts} are to be forgotten; at least one must be, and one remain")
+        bad = torch.cat([forget[~torch.isin(forget, self.remain)], forget[1:][forget.diff() == 0]])
+        if len(bad):
+            rule = f"from 0 to {len(self.train) - 1}, each at most once, and not forgotten before"
+            raise UserError(f"position {int(bad[0])} cannot be forgotten: positions must be {rule}")
+        labels, remain = self.train.labels, self.remain[~torch.isin(self.remain, forget)]
+        touched = labels[forget].unique()
+        whole = () if torch.isin(touched, labels[remain]).any() else tuple(touched.tolist())
+        earlier = self.earlier_classes + self.forgotten_classes
+        return replace(self, forget=forget, remain=remain, forgotten_classes=whole, earlier_classes=earlier)
+
+    def so_far(self):
+        """The same model's split as one request for everything forgotten so far: what its metrics are taken on."""
+        everything = torch.arange(len(self.train), device=self.remain.device)
+        classes = tuple(sorted(self.earlier_classes + self.forgotten_classes))
+        forget = everything[~torch.isin(everything, self.remain)]
+        return replace(self, forget=forget, forgotten_classes=classes, earlier_classes=())
+
+
+def whole_split(images, classes, model=""):
+    """The split before any request: nothing is to be forgotten."""
+    everything = torch.arange(len(images), device=images.device)
+    return Split(images, everything[:0], everything, classes, model)
+
 
 def make_split(dataset, task, seed):
-    """Draw the forget set of a task.
+    """The split of a task of one request; see `make_splits`."""
+    return make_splits(dataset, task, seed)[0]
+
+
+def make_splits(dataset, task, seed):
+    """Draw the forget sets of a task: a split for each of its requests.
 
     Random removal takes a uniform percentage of the training set, the same samples for every method of a seed. Class
     removal takes every sample of the classes, an ids file the samples it names. A UserError names a class or sample
-    that does not exist, or says that nothing or everything would be forgotten.
+    that does not exist or is forgotten already, or says that nothing or everything would be forgotten.
     """
-    train = dataset.train
-    count = len(train)
-    forgotten = torch.zeros(count, dtype=torch.bool)
+    split, splits = whole_split(dataset.train, len(dataset.classes), dataset.model), []
+    for number, request in enumerate(task.requests):
+        purpose = (seed, "forget set", dataset.name, request.name, *([number] if number else []))
+        chosen = requested(dataset, request, split.remain.cpu(), generator(*purpose))
+        split = replace(split.next(chosen), forgotten_classes=request.classes)
+        splits.append(split)
+    return splits
+
+
+def requested(dataset, task, left, rng):
+    """The positions in the training set that one request names; those `left` are still there to be forgotten."""
+    if task.ids:
+        return chosen_samples(dataset, task)
     if task.classes:
         last = len(dataset.classes) - 1
         if bad := [k for k in task.classes if k > last]:
             raise UserError(f"task {task.name}: {dataset.name} has no class {bad[0]}; its classes are 0 to {last}")
         if len(task.classes) > last:
             raise UserError(f"task {task.name}: forgets every class of {dataset.name}; at least one must remain")
-        forgotten |= torch.isin(train.labels.cpu(), torch.tensor(task.classes))
-    elif task.ids:
-        forgotten[chosen_samples(dataset, task)] = True
-    else:
-        size = round(count * task.percent / 100)
-        if not 0 < size < count:
-            raise UserError(f"task {task.name}: {task.percent:g} % of {count} samples is {size} of them")
-        order = torch.randperm(count, generator=generator(seed, "forget set", dataset.name, task.name))
-        forgotten[order[:size]] = True
-    forget, remain = (part.nonzero().squeeze(1).to(train.device) for part in (forgotten, ~forgotten))
-    return Split(train, forget, remain, len(dataset.classes), dataset.model, task.classes)
+        labels = dataset.train.labels.cpu()[left]
+        if gone := [k for k in task.classes if not (labels == k).any()]:
+            raise UserError(f"task {task.name}: {dataset.name} has no sample of class {gone[0]} left")
+        return left[torch.isin(labels, torch.tensor(task.classes))]
+    size = round(len(dataset.train) * task.percent / 100)
+    if not 0 < size < len(left):
+        raise UserError(
+            f"task {task.name}: {task.percent:g} % of {len(dataset.train)} samples is {size} of {len(left)}"
+        )
+    order = torch.randperm(len(dataset.train), generator=rng)
+    return order[torch.isin(order, left)][:size]
 
 
 def tensor_split(x, y, forget):
-    """A split of your own tensors, for `camu.unlearn` on your own model.
+    """A split of your own tensors, for `camu.unlearn` on your own model. For further requests, see `Split.next`.
 
     Parameters
     ----------
@@ -210,20 +259,11 @@ def tensor_split(x, y, forget):
     y : LongTensor, (N,)
         Labels from 0; with one class only, a UserError.
     forget : LongTensor or sequence of int
-        Positions of the samples to forget, each once, neither none nor all, else a UserError. All samples of some
-        classes and no other make it a class removal.
+        Positions of the samples to forget, as in `Split.next`.
     """
     if not y.any():
         raise UserError("all labels are 0: unlearning needs at least two classes")
-    forget = torch.as_tensor(forget, device=x.device).sort().values
-    if not 0 < len(forget) < len(x):
-        raise UserError(f"{len(forget)} of {len(x)} samples are to be forgotten; at least one must be, and one remain")
-    if forget[0] < 0 or forget[-1] >= len(x) or (forget.diff() == 0).any():
-        raise UserError(f"the indices to forget must be from 0 to {len(x) - 1}, each at most once")
-    forgotten = torch.zeros(len(x), dtype=torch.bool, device=x.device).index_fill_(0, forget, True)
-    touched, kept = y[forgotten].unique(), y[~forgotten].unique()
-    gone = () if torch.isin(touched, kept).any() else tuple(touched.tolist())
-    return Split(Images(x, y), forget, (~forgotten).nonzero().squeeze(1), int(y.max()) + 1, forgotten_classes=gone)
+    return whole_split(Images(x, y), int(y.max()) + 1).next(forget)
 
 
 @dataclass(frozen=True)
@@ -269,13 +309,19 @@ def draw_wrong_labels(split, forget, seed):
     return y_c
 
 
-def joint_dataset(split, repeats, seed):
-    """Draw the joint dataset: `repeats` tuples for every forget sample, each with its own x_r, mask and y_c."""
+def joint_dataset(split, repeats, seed, y_c="random"):
+    """Draw the joint dataset: `repeats` tuples for every forget sample, each with its own x_r, mask and y_c.
+
+    With `y_c` = "y_r", y_c is x_r's label unless that is y_f, as in the authors' published code.
+    """
     forget = split.forget.repeat(repeats)
     n, crops = len(forget), generator(seed, "crops of x_f and x_c")
     both = [split.train.draw_crops(n, crops) for _ in range(2)]
-    y_c = draw_wrong_labels(split, forget, seed)
-    return Joint(forget, draw_remain(split, n, seed), y_c, *both, derive_seed(seed, "masks"))
+    remain, wrong = draw_remain(split, n, seed), draw_wrong_labels(split, forget, seed)
+    if y_c == "y_r":
+        y_r = split.train.labels[remain]
+        wrong = torch.where(y_r == split.train.labels[forget], wrong, y_r)
+    return Joint(forget, remain, wrong, *both, derive_seed(seed, "masks"))
 
 
 def counterfactuals(split, joint):
@@ -288,15 +334,17 @@ def counterfactuals(split, joint):
         yield rows, x_r, x_r + mask
 
 
-def joint_batches(split, joint, batch_size, rng):
+def joint_batches(split, joint, batch_size, rng, paired=True):
     """One epoch over the tuples of the joint dataset in random order; x_r is augmented afresh.
 
-    Yields the numbers of the batch's tuples, (B,); x_r, (B, C, side, side), and y_r, (B,); x_f and y_c likewise.
+    Yields, first of x_r and then of x_f, the numbers of their tuples, (B,); the images, (B, C, side, side); and the
+    labels y_r and y_c, (B,). If not `paired`, x_r comes in an order of its own.
     """
     images = split.train
     order = torch.randperm(len(joint), generator=rng).to(images.device)
+    order_r = order if paired else torch.randperm(len(joint), generator=rng).to(images.device)
     crops = images.draw_crops(len(joint), rng)
-    for rows in order.split(batch_size):
-        x_r = images.batch(joint.remain[rows], None if crops is None else crops[rows])
-        x_f = images.batch(joint.forget[rows], None if crops is None else joint.forget_crops[rows])
-        yield rows, x_r, images.labels[joint.remain[rows]], x_f, joint.y_c[rows]
+    for f, r in zip(order.split(batch_size), order_r.split(batch_size)):
+        x_r = images.batch(joint.remain[r], None if crops is None else crops[r])
+        x_f = images.batch(joint.forget[f], None if crops is None else joint.forget_crops[f])
+        yield r, x_r, images.labels[joint.remain[r]], f, x_f, joint.y_c[f]

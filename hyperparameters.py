@@ -92,9 +92,9 @@ SEARCH = {
     "Boundary": {"epochs": ("int", 1, 10), "lr": ("log", 1e-6, 3e-3)},
     "T-S": {"epochs": ("int", 1, 3), "lr": ("log", 1e-5, 3e-3), "remain_fraction": 0.3},
     "SCRUB": SCRUB
-    | {"msteps": ("int", 1, 4), "lr": ("log", 5e-5, 2e-3), "alpha": ("log", 1e-3, 1.0)}
+    | {"msteps": ("int", 1, 4), "lr": ("log", 5e-5, 3e-3), "alpha": ("log", 1e-3, 1.0)}
     | {"temperature": ("choice", 2.0, 4.0), "forget_batch_size": ("choice", 32, 128, 256, 512)},
-    "Unroll": UNROLL | {"epochs": ("int", 1, 3), "lr": ("log", 1e-4, 3e-3)},
+    "Unroll": UNROLL | {"epochs": ("int", 1, 3), "lr": ("log", 1e-4, 1e-2)},
 }
 
 

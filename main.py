@@ -12,7 +12,7 @@ from harness.plan import Plan, check
 from harness.runner import run_all
 from harness.store import run_script
 from harness.tasks import parse_tasks
-from reporting.summary import frame, row, summarise
+from reporting.summary import frame, rows_of, summarise
 from reporting.tables import terminal_table
 
 
@@ -57,10 +57,11 @@ def describe(dataset):
 
 
 def print_tables(plan, task, config):
-    """One table per tree: a row per method, means over the seeds."""
-    stats = summarise(frame([row(cell.tree, record) for cell, record in plan.records.items() if cell.task == task]))
-    for tree in STUDIES[config.study]:
-        place = (tree, plan.dataset.name, task.name)
+    """One table per tree, and per request: a row per method, means over the seeds."""
+    records = {cell: record for cell, record in plan.records.items() if cell.task == task}
+    stats = summarise(frame([row for cell, record in records.items() for row in rows_of(cell.tree, record)]))
+    places = dict.fromkeys(place[:3] for place in stats)
+    for place in sorted(places, key=lambda place: STUDIES[config.study].index(place[0])):
         print(f"\n{terminal_table(stats, place)}")
 
 

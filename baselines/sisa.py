@@ -10,7 +10,9 @@ stage that read one and trains on without them. A random 10 % touches every slic
 Deviations from the published code: the prediction is the mean of the shards' softmax outputs. The default there is a
 majority vote; the paper discusses both, and the mean leaves the membership attack something to read. (The CaMU paper's
 MIA values of SISA are those of an attack that always answers "non-member", the mark of one-hot outputs.) Shards are
-drawn at random. Training is this repository's: Adam, the data set's learning rate and Retrain's epochs.
+drawn at random. Training is this repository's: Adam (a fresh one at every stage, where the published script keeps one
+across slices), the data set's learning rate and Retrain's epochs. A further request starts from the first checkpoints
+again and leaves out all that was forgotten.
 """
 
 import torch
@@ -64,14 +66,14 @@ def unlearn(f_o, split, settings):
     Hyperparameters: `shards`, `slices`, `epochs`, `lr`. `settings.prepared` is what `prepare_shard` returned by shard.
     """
     images = split.train
-    forget = split.forget.cpu()
+    remain = split.remain.cpu()
     members = []
     for shard, parts in enumerate(shard_slices(len(images), settings.shards, settings.slices)):
         states = settings.prepared[shard]
-        touched = [bool(torch.isin(part, forget).any()) for part in parts]
+        kept = [part[torch.isin(part, remain)] for part in parts]
+        touched = [len(few) < len(part) for few, part in zip(kept, parts)]
         first = touched.index(True) if any(touched) else settings.slices
         model = models.restore(split.model, split.classes, states[first], images.device)
-        kept = [part[~torch.isin(part, forget)] for part in parts]
         train_stages(model, shard, kept, first, images, settings)
         members.append(model)
     return models.Ensemble(members).eval()

@@ -8,9 +8,10 @@ so that no reported seed is touched. A trial whose accuracy on D_r falls below L
 best of each baseline run again with the other seeds, and all seeds on a second pre-unlearning model. The one whose
 worst ToW over all of these is highest is the row: a setting that works on one model and diverges on the next is none.
 
-A point counts only if it does something: it changes at least LEAST_CHANGED percent of the predictions on D_f, and it
-moves A_f at least a quarter of the way from Original's to Retrain's, where these differ by more than half a point.
-Otherwise its score is 0.
+A point counts only if it does something. In the means over its runs it changes at least LEAST_CHANGED percent of the
+predictions on D_f, and it moves A_f at least a quarter of the way from Original's to Retrain's, where these differ by
+more than half a point. To the sampler, one that does not is worth how much of this it does, minus 1; a lost model is
+worth -1.
 
 SISA is Retrain on shards and keeps the data set's own training. CaMU keeps its published settings. The optimiser of
 NegGrad, SCRUB and Unroll is Adam throughout: SGD, searched before, kept the model only within a factor of two or three
@@ -27,7 +28,7 @@ from pathlib import Path
 import pandas as pd
 
 from config import Config
-from data import derive_seed, make_split
+from data import derive_seed, make_split, make_splits
 from harness.cells import Cell, circumstances, names, provenance, restore_model, run_cell
 from harness.datasets import load
 from harness.plan import Plan, check
@@ -88,7 +89,7 @@ def search(arguments):
         for plan in plans:
             plan.provenance = provenance(config, "-m benchmarks.tune")
         for task in tasks:
-            make_split(plans[0].dataset, task, config.seeds[0])  # says what is wrong with a task
+            make_splits(plans[0].dataset, task, config.seeds[0])  # says what is wrong with a task
         points = draw_and_run(plans, tasks, config)
         run_finalists(plans, tasks, points, config)
         for task in tasks:
@@ -126,7 +127,7 @@ def draw_and_run(plans, tasks, config):
             calls.append((trial(plan, task, method, seed, number), point))
         run_trials(plan, calls)
         for (task, method), (asked, _) in drawn.items():
-            studies[task, method].tell(asked, score(plans, trial(plan, task, method, seed, number)))
+            studies[task, method].tell(asked, score(plans, [trial(plan, task, method, seed, number)]))
     return points
 
 
@@ -165,7 +166,7 @@ def trial(plan, task, method, seed, number=0):
 def run_trials(plan, calls):
     """Put trials with their points into the plan, and run those that are not finished."""
     for one, point in calls:
-        plan.add(one, make_split(plan.dataset, one.task, one.seed), **point)
+        plan.add(one, make_splits(plan.dataset, one.task, one.seed), **point)
     plan.refuse_unlike()
     plan.prepare()
     todo = {one: partial(plan.unlearning, one) for one in plan.todo("cells")}
@@ -203,23 +204,27 @@ def run_trial(cell, spec, dataset, f_o_state, **more):
     return record
 
 
-def score(plans, one):
-    """ToW of a trial against Retrain of its seed; 0 if it has lost the model or counts as doing nothing."""
-    plan = plans[one.model]
-    ours = plan.records[one]["metrics"]
-    retrain, original = (metrics_of(plans, one, method) for method in REFERENCES)
-    if not ours or ours["changed_f"] < LEAST_CHANGED:
-        return 0.0
-    way = original["A_f"] - retrain["A_f"]
-    if abs(way) > CLOSE and (original["A_f"] - ours["A_f"]) / way < LEAST_MOVED:
-        return 0.0
-    return tug_of_war(ours, retrain)
+def score(plans, runs):
+    """The worst ToW of a point's runs, each against Retrain of its seed; of a point that does not count, -1 to 0."""
+    ours, retrain, original = ([metrics_of(plans, one, method) for one in runs] for method in (None, *REFERENCES))
+    if not all(ours):
+        return -1.0
+    done = effect(*(pd.DataFrame(found).mean() for found in (ours, retrain, original)))
+    return min(map(tug_of_war, ours, retrain)) if done == 1 else done - 1
 
 
-def metrics_of(plans, one, method):
-    """Retrain's or Original's metrics for a trial's seed. Retrain does not depend on the pre-unlearning model."""
-    model = 0 if method == "Retrain" else one.model
-    return plans[model].records[replace(one, method=method, number=0, model=model)]["metrics"]
+def effect(ours, retrain, original):
+    """How much of the least that counts a point does, 0 to 1, from means over its runs."""
+    way = original.A_f - retrain.A_f
+    moved = (original.A_f - ours.A_f) / way / LEAST_MOVED if abs(way) > CLOSE else 1
+    return float(min(1, max(0, moved), ours.changed_f / LEAST_CHANGED))
+
+
+def metrics_of(plans, one, method=None):
+    """A trial's metrics, or Retrain's or Original's for it. Retrain does not depend on the pre-unlearning model."""
+    if method:
+        one = replace(one, method=method, number=0, model=0 if method == "Retrain" else one.model)
+    return plans[one.model].records[one]["metrics"]
 
 
 def run_finalists(plans, tasks, points, config):
@@ -229,33 +234,32 @@ def run_finalists(plans, tasks, points, config):
         references = REFERENCES if plan is plans[0] else ("Original",)
         calls = [(trial(plan, t, method, seed), {}) for t in tasks for method in references for seed in seeds]
         for (task, method), drawn in points.items():
-            scores = {n: score(plans, trial(plans[0], task, method, first, n)) for n in range(len(drawn))}
+            scores = {n: score(plans, [trial(plans[0], task, method, first, n)]) for n in range(len(drawn))}
             best = sorted((n for n in scores if scores[n] > 0), key=lambda n: -scores[n])[:FINALISTS]
             calls += [(trial(plan, task, method, seed, n), drawn[n]) for n in best for seed in seeds]
         run_trials(plan, calls)
 
 
 def write_table(plans, task, points, config):
-    """Write the table of a task's trials: of each method those with the most runs first, by their worst ToW."""
+    """Write the table of a task's trials: of each method those with the most runs first, by their score."""
     numbers = [(method, n) for (place, method), drawn in points.items() if place == task for n in range(len(drawn))]
     rows = [table_row(plans, task, method, n, points[task, method][n], config.seeds[0]) for method, n in numbers]
-    frame = pd.DataFrame(rows).sort_values(["method", "runs", "worst_ToW"], ascending=[True, False, False])
+    frame = pd.DataFrame(rows).sort_values(["method", "runs", "score"], ascending=[True, False, False])
     path = Path(config.results_dir) / "tuning" / f"{plans[0].dataset.name}-{task.name}.csv"
     save_atomically(path, frame.round({name: 4 for name in frame if name not in SETTINGS}).to_csv(index=False).encode())
     print(f"\n{plans[0].dataset.name}, {task.name}: best of {config.trials} trials ({path})")
-    print(frame.groupby("method").first()[["worst_ToW", "runs", "time/Retrain"]].round(4).to_string())
+    print(frame.groupby("method").first()[["score", "runs", "time/Retrain"]].round(4).to_string())
 
 
 def table_row(plans, task, method, number, point, seed):
-    """A trial's worst ToW over its runs, the metrics and the time of its first run, and its hyperparameters."""
+    """A trial's score over its runs, the metrics and the time of its first run, and its hyperparameters."""
     same = (task, method, number)
     runs = [one for plan in plans for one in plan.records if (one.task, one.method, one.number) == same]
     first, retrain = (
         plans[0].records[trial(plans[0], task, *place)] for place in ((method, seed, number), ("Retrain", seed))
     )
-    worst = min(score(plans, one) for one in runs)
     found = {name: first["metrics"].get(name, math.nan) for name in (*retrain["metrics"], "changed_f")}
-    names = {"method": method, "trial": number, "runs": len(runs), "worst_ToW": worst}
+    names = {"method": method, "trial": number, "runs": len(runs), "score": score(plans, runs)}
     return names | found | {"time/Retrain": first["time_s"] / retrain["time_s"]} | point
 
 

@@ -15,7 +15,7 @@ import torch
 import models
 from baselines import METHODS
 from camu import ABLATION, TERMS
-from data import derive_seed, generator, make_split
+from data import derive_seed, generator, make_splits
 from harness.store import UserError, load_or_set_aside, load_tensors
 from harness.tasks import Task
 from hyperparameters import hyperparameters_of, settings, training_row
@@ -72,25 +72,36 @@ def pretrained_spec(dataset, fingerprint, config):
     return spec | machine_spec(config)
 
 
-def cell_spec(cell, dataset, split, pretrained, config):
+def cell_spec(cell, dataset, splits, pretrained, config):
     """All that determines a cell's numbers: two cells with the same specification are the same cell.
 
-    `split` is the cell's, `pretrained` is from `pretrained_spec`.
+    `splits` are those of the cell's requests, `pretrained` is from `pretrained_spec`. Several requests have a list of
+    hyperparameters, one entry each.
     """
     training = training_row(dataset.name, dataset.model, config.pretrain_epochs, config.retrain_epochs)
-    method, terms = ("CaMU", ABLATION[cell.method]) if cell.tree == "ablation" else (cell.method, TERMS)
-    row = hyperparameters_of(method, dataset.name, split.kind, training, config.override)
+    method = "CaMU" if cell.tree == "ablation" else cell.method
+    kinds = [split.kind for split in splits]
+    rows = [hyperparameters_of(method, dataset.name, kind, training, config.override) for kind in kinds]
+    if cell.tree == "ablation":
+        rows = [row | switches(ABLATION[cell.method]) for row in rows]
+    forget_sets = hashlib.sha256(b"".join(split.forget.cpu().numpy().tobytes() for split in splits))
     spec = {
         "data": pretrained["data"],
         "pretrained": key(pretrained),
         "task": cell.task.name,
-        "forget_set": hashlib.sha256(split.forget.cpu().numpy().data).hexdigest()[:16],
+        "forget_set": forget_sets.hexdigest()[:16],
         "method": method,
-        "hyperparameters": row | {SWITCHES[term]: False for term in TERMS if term not in terms},
+        "hyperparameters": rows if len(rows) > 1 else rows[0],
         "seed": cell.seed,
         **machine_spec(config),
     }
     return spec | {"relearn": {"epochs": RELEARN_EPOCHS, "lr": training["lr"]}} if cell.tree == "relearn" else spec
+
+
+def switches(changes):
+    """What a row of the ablation changes, as a cell's hyperparameters say it."""
+    left_out = [term for term in TERMS if term not in changes.get("terms", TERMS)]
+    return {SWITCHES[term]: False for term in left_out} | {k: v for k, v in changes.items() if k != "terms"}
 
 
 def key(spec):
@@ -139,7 +150,7 @@ def prepare_shard(shard, method, row, dataset, spec, partial=None, progress=Fals
 
 
 def run_cell(cell, spec, dataset, f_o_state, prepared=None, partial=None, progress=False, jobs=1, watch=None):
-    """Unlearn, then evaluate: a pure function of its arguments (times aside).
+    """Unlearn, then evaluate, request by request: a pure function of its arguments (times aside).
 
     `spec` is from `cell_spec`, `f_o_state` the pre-unlearning model's state dict, `prepared` what the method's
     preparation step returned, part by part. A long training keeps its state in files named after the path `partial`.
@@ -148,29 +159,36 @@ def run_cell(cell, spec, dataset, f_o_state, prepared=None, partial=None, progre
     Returns
     -------
     record, stored : dict
-        What the cell's file holds; and the unlearned model as `load_model` reads it, on the CPU.
+        What the cell's file holds, with several requests the metrics and the time after each of them; and the unlearned
+        model as `load_model` reads it, on the CPU.
     """
     use_machine(spec)
     dataset = dataset.to(spec["device"])
-    split = make_split(dataset, cell.task, cell.seed)
-    f_o = models.restore(dataset.model, len(dataset.classes), f_o_state, spec["device"])
-    given = {"seed": cell.seed, "batch_size": spec["batch_size"], "progress": progress, "partial": partial}
-    given |= {"test_accuracy": accuracy(predict(f_o, dataset.test), dataset.test.labels), "watch": watch}
-    given |= {"terms": ABLATION[cell.method]} if cell.tree == "ablation" else {"prepared": prepared}
+    f = models.restore(dataset.model, len(dataset.classes), f_o_state, spec["device"])
+    given = {"batch_size": spec["batch_size"], "progress": progress, "watch": watch}
+    given |= ABLATION[cell.method] if cell.tree == "ablation" else {"prepared": prepared}
+    requests, splits = [], make_splits(dataset, cell.task, cell.seed)
+    for number, split in enumerate(splits):
+        row = spec["hyperparameters"] if len(splits) == 1 else spec["hyperparameters"][number]
+        seed = derive_seed(cell.seed, "request", number) if number else cell.seed
+        state = partial.with_suffix(f".request{number}.pt") if partial and len(splits) > 1 else partial
+        accuracy_before = accuracy(predict(f, dataset.test), dataset.test.labels)
+        chosen = settings(row, seed=seed, partial=state, test_accuracy=accuracy_before, **given)
+        earlier, started = seconds_before(state), time.perf_counter()
 
-    chosen = settings(spec["hyperparameters"], **given)
-    earlier, started = seconds_before(partial), time.perf_counter()
+        f = METHODS[spec["method"]].unlearn(f, split, chosen)
+        if spec["device"] == "cuda":
+            torch.cuda.synchronize()
+        seconds = earlier + time.perf_counter() - started
+        metrics = evaluate(f, dataset, split.so_far(), cell.seed, spec["threads"])
+        requests.append({"metrics": metrics, "time_s": seconds})
 
-    f_u = METHODS[spec["method"]].unlearn(f_o, split, chosen)
-    if spec["device"] == "cuda":
-        torch.cuda.synchronize()
-    seconds = earlier + time.perf_counter() - started
-    metrics = evaluate(f_u, dataset, split, cell.seed, spec["threads"])
-
-    record = {**names(cell), "metrics": metrics, "time_s": seconds, "config": spec, **circumstances(spec, jobs)}
-    members = len(f_u.members) if isinstance(f_u, models.Ensemble) else 0
+    total = sum(request["time_s"] for request in requests)
+    record = {**names(cell), "metrics": metrics, "time_s": total, "config": spec, **circumstances(spec, jobs)}
+    record |= {"requests": requests} if len(requests) > 1 else {}
+    members = len(f.members) if isinstance(f, models.Ensemble) else 0
     stored = {"model": dataset.model, "classes": len(dataset.classes), "members": members, "config": spec}
-    return record, stored | {"state": models.cpu_state(f_u)}
+    return record, stored | {"state": models.cpu_state(f)}
 
 
 def run_relearning(cell, spec, dataset, stored, progress=False):
@@ -180,11 +198,11 @@ def run_relearning(cell, spec, dataset, stored, progress=False):
     """
     use_machine(spec)
     dataset = dataset.to(spec["device"])
-    split = make_split(dataset, cell.task, cell.seed)
+    split = make_splits(dataset, cell.task, cell.seed)[-1].so_far()
     model = restore_model(stored, spec["device"])
     shares = None
     if stored["members"]:
-        parts = METHODS["SISA"].shard_slices(len(dataset.train), spec["hyperparameters"]["shards"], 1)
+        parts = METHODS["SISA"].shard_slices(len(dataset.train), stored["members"], 1)
         shares = [split.remain[torch.isin(split.remain, part.to(spec["device"]))] for (part,) in parts]
     given = {**spec["relearn"], "batch_size": spec["batch_size"], "shares": shares, "progress": progress}
     curves = relearn(model, dataset, split, cell.seed, **given, label=f"{cell.method}: relearning")

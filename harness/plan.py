@@ -10,7 +10,7 @@ import pandas as pd
 from baselines import METHODS
 from camu import ABLATION
 from config import STUDIES
-from data import make_split
+from data import make_splits
 from harness import cells, store
 from harness.cells import Cell
 from harness.runner import run_all
@@ -62,20 +62,21 @@ class Plan:
         self.provenance = cells.provenance(config)
         for task in tasks:
             for seed in config.seeds:
-                split = make_split(dataset, task, seed)
+                splits = make_splits(dataset, task, seed)
                 for tree in STUDIES[config.study]:
                     for method in self.methods(tree):
-                        self.add(Cell(dataset.name, task, method, seed, tree), split)
+                        self.add(Cell(dataset.name, task, method, seed, tree), splits)
 
     def methods(self, tree):
-        """The ablation has its own methods; Retrain and CaMU, with which they are compared, are in the plain tree."""
-        plain = ("Retrain", "CaMU") if self.config.study == "ablation" else self.config.methods
+        """The ablation has its own methods; those they are compared with are in the plain tree."""
+        plain = ("Retrain", "Original", "CaMU") if self.config.study == "ablation" else self.config.methods
         return tuple(ABLATION) if tree == "ablation" else plain
 
-    def add(self, cell, split, **hyperparameters):
+    def add(self, cell, splits, **hyperparameters):
         """Ask for a cell, with `hyperparameters` in place of the table's, and find out whether it is finished."""
-        spec = cells.cell_spec(cell, self.dataset, split, self.pretrained_spec, self.config)
-        spec["hyperparameters"] |= hyperparameters
+        spec = cells.cell_spec(cell, self.dataset, splits, self.pretrained_spec, self.config)
+        if hyperparameters:
+            spec["hyperparameters"] |= hyperparameters
         self.specs[cell] = spec
         record = load_or_set_aside(cell.path(self.config), read_record)
         if record is not None and record["config"] == spec:

@@ -1,7 +1,7 @@
-"""What is to be forgotten, as users write it: random10, class0, class0,3, ids:<file>."""
+"""What is to be forgotten, as users write it: random10, class0, class0,3, ids:<file>, class0>class1."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,12 +11,17 @@ from harness.store import UserError
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be forgotten: a percentage, some classes, or chosen samples."""
+    """What is to be forgotten: a percentage, some classes, chosen samples, or several requests one after another."""
 
-    name: str  # as in paths and tables: random10, class0, class0,3, ids-<name of the file>
+    name: str  # as in paths and tables: random10, class0, class0,3, ids-<name of the file>, class0-then-class1
     percent: float | None = None  # of the training set
     classes: tuple[int, ...] = ()
     ids: tuple[str, ...] = ()  # the lines of the file, stripped
+    then: tuple["Task", ...] = ()  # further requests
+
+    @property
+    def requests(self):
+        return replace(self, then=()), *self.then
 
 
 def parse_task(text):
@@ -24,10 +29,14 @@ def parse_task(text):
 
     ``random<percent>`` with 0 < percent < 100; ``class<k>``, several classes separated by commas; or ``ids:<file>``, a
     text file of training samples to forget, one per line: indices from 0, or for an image folder also paths below
-    train/ (an index then counts the sorted files).
+    train/ (an index then counts the sorted files). Requests one after another are separated by ``>``.
     """
+    if ">" in text:
+        first, *others = (parse_task(part) for part in text.split(">"))
+        return replace(first, name="-then-".join(task.name for task in (first, *others)), then=tuple(others))
     allowed = (
-        "random<percent>, 0 < percent < 100, such as random10; class<k>, such as class0 or class0,3; or ids:<file>"
+        "random<percent>, 0 < percent < 100, such as random10; class<k>, such as class0 or class0,3; or ids:<file>; "
+        "several with > between them are requests one after another"
     )
     if match := re.fullmatch(r"random(\d+(?:\.\d+)?)", text):
         percent = float(match[1])

@@ -15,15 +15,17 @@ from harness.store import save_atomically
 from metrics import METRICS
 from reporting.summary import PAPER_DATASETS, PAPER_TASKS, in_order, is_lost, relearning_curves, summarise
 
-# Okabe and Ito's colours, with grey for their yellow, which is too pale on white; three more for methods of a user.
-PALETTE = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#CC79A7", "#999999", "#D55E00")
-COLOURS = dict(zip(METHODS, cycle((*PALETTE, "#882255", "#117733", "#332288"))))
-MARKERS = dict(zip(METHODS, cycle("os^vDP>*<pXh")))
+# Okabe and Ito's colours, with grey for Original and wine for their yellow, which is too pale on white; three more for
+# methods of a user.
+PALETTE = ("#000000", "#999999", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#CC79A7", "#882255", "#D55E00")
+COLOURS = dict(zip(METHODS, cycle((*PALETTE, "#117733", "#332288", "#AA4499"))))
+MARKERS = dict(zip(METHODS, cycle("oXs^vDP>*<ph")))
 OTHERS = [method for method in METHODS if method != "Retrain"]
 STYLE = {"font.size": 7, "axes.titlesize": 7, "axes.linewidth": 0.6, "grid.linewidth": 0.5, "grid.color": "#DDDDDD"}
 STYLE |= {"axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False}
 STYLE |= {"legend.frameon": False, "legend.columnspacing": 1.2, "legend.handlelength": 2.2, "svg.hashsalt": "camu"}
 RETRAIN_LINE = {"color": COLOURS["Retrain"], "linewidth": 1}
+ORIGINAL_LINE = {"color": COLOURS["Original"], "linewidth": 1, "linestyle": ":"}
 RETRAIN_BAND = {"color": COLOURS["Retrain"], "alpha": 0.15}
 
 
@@ -87,7 +89,11 @@ def style(method, size=4, opacity="FF", **changes):
     """A method's line with its markers; linestyle="" or marker="" leaves one of them out."""
     width, order = {"Retrain": (1.2, 2.2), "CaMU": (2, 2)}.get(method, (0.9, 2.1))
     size *= {"*": 1.4, "P": 1.15}.get(MARKERS[method], 1)
-    drawn = {"color": COLOURS[method], "linewidth": width, "linestyle": "--" if method == "Retrain" else "-"}
+    drawn = {
+        "color": COLOURS[method],
+        "linewidth": width,
+        "linestyle": {"Retrain": "--", "Original": ":"}.get(method, "-"),
+    }
     drawn |= {"marker": MARKERS[method], "markersize": size, "markeredgewidth": 0.9, "zorder": order}
     return drawn | {"markeredgecolor": COLOURS[method], "markerfacecolor": COLOURS[method] + opacity} | changes
 
@@ -96,17 +102,23 @@ def style(method, size=4, opacity="FF", **changes):
 def draw_gap_time(stats, task, datasets):
     """Gap to Retrain against time relative to Retrain's: a panel per data set, a point per method; None without any.
 
-    Gap and time come from the same cells: those of the tree "efficiency". A data set or task that is not the paper's
-    has those of the plain run where there are no others, and its title says so. `stats` is from `summarise`.
+    Original is a line. Gap and time come from the same cells: those of the tree "efficiency". A data set or task that
+    is not the paper's has those of the plain run where there are no others, and its title says so. `stats` is from
+    `summarise`.
     """
     points = {place: found for place, found in (gap_and_ratio(stats, name, task) for name in datasets) if found}
     if not points:
         return None
     handles = {"Retrain": Line2D([], [], **RETRAIN_LINE, linestyle="", marker="|", markersize=9)}
     methods = [method for method in OTHERS if any(method in found for found in points.values())]
+    if "Original" in methods:
+        methods.remove("Original")
+        handles["Original"] = Line2D([], [], **ORIGINAL_LINE)
     handles |= {m: Line2D([], [], **style(m, 7, "40", linestyle="")) for m in methods}
     figure, axes = panels(handles, len(points), sharex=True)
     for axis, (place, found) in zip(axes[:, 0], points.items()):
+        if "Original" in found:  # it takes no time
+            axis.axhline(found.pop("Original")[0].mean, **ORIGINAL_LINE, zorder=1)
         for method, (gap, ratio) in found.items():  # see-through: points on one another can be told apart
             axis.plot(ratio.mean, gap.mean, **style(method, 7, "40", linestyle=""), label=method)
         axis.axvline(1, **RETRAIN_LINE, zorder=1)

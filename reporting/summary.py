@@ -14,6 +14,7 @@ PAPER_VALUES = Path(__file__).parent.parent / "results" / "paper_values.csv"
 PAPER_DATASETS = ("Digit", "Fashion", "CIFAR10", "CIFAR100")
 PAPER_TASKS = ("random10", "class0", "random15", "random20", "class1", "class2")
 MAIN_TASKS = PAPER_TASKS[:2]
+REFERENCES = ("Retrain", "Original")  # what methods are compared with, never ranked among them
 CLEAN = ("A_r_clean", "A_f_clean")
 MOVES = ("moved_A_r", "moved_A_f")
 MEASURED = (*METRICS, *CLEAN, "start_A_r", *MOVES)  # the columns of cells that are averaged
@@ -36,7 +37,7 @@ def read_cells(results_dir):
     for tree in TREES:
         for path in sorted(Path(results_dir, tree).glob("*/*/*/seed*.json")):
             try:
-                rows.append(row(tree, read_record(path)))
+                rows += rows_of(tree, read_record(path))
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path} is no sound cell ({error!r}); remove it and run main.py again")
     if not rows:
@@ -45,13 +46,20 @@ def read_cells(results_dir):
 
 
 def frame(rows):
-    """A DataFrame of `row`s with all metrics as columns, nan where a cell has none."""
+    """A DataFrame of `rows_of` cells with all metrics as columns, nan where a cell has none."""
     cells = pd.DataFrame(rows)
     return cells.reindex(columns=[*cells, *(name for name in MEASURED if name not in cells)])
 
 
+def rows_of(tree, record):
+    """A cell's record as rows: one, or one for the model after each of its requests, numbered in the task's name."""
+    requests = record.get("requests", [])
+    tasks = [f"{record['task']} ({number} of {len(requests)})" for number in range(1, len(requests) + 1)]
+    return [row(tree, record | {"task": task} | after) for task, after in zip(tasks, requests)] or [row(tree, record)]
+
+
 def row(tree, record):
-    """One cell's record as a row: names, metrics, `time_s`, `conditions` (text), `config`, `versions`, `command`.
+    """One row: names, metrics, `time_s`, `conditions` (text), `config`, `versions`, `command`.
 
     Relearning has `curves` ({"A_r": [...], "A_f": [...]}), `start_A_r`, and the largest |difference to the start|:
     `moved_A_r`, `moved_A_f`.
@@ -78,7 +86,8 @@ def summarise(cells):
     The metrics are those of the cells; of relearning `start_A_r`, `moved_A_r` and `moved_A_f`; and `time_s`. `gap`,
     `MIA_diff` (|MIA - Retrain's MIA|) and `ratio` (of the times) compare with Retrain on the seeds that both have. They
     come from the means and have no std (nan). Times are those under the conditions of most of Retrain's cells; others
-    are left out, and without recorded conditions there is no ratio. The ablation gets the plain run's Retrain and CaMU.
+    are left out, and without recorded conditions there is no ratio. The ablation gets the plain run's Retrain, Original
+    and CaMU.
     """
     stats = {}
     for place, group in with_base(cells).groupby(PLACE, sort=False):
@@ -118,9 +127,9 @@ def time_ratio(cells, retrain):
 
 
 def with_base(cells):
-    """The cells with those of the plain run that the ablation's stand beside: its seeds of Retrain and CaMU."""
+    """The cells with those of the plain run that the ablation's stand beside: its seeds of them."""
     ablated = cells.loc[cells.tree == "ablation", ["dataset", "task", "seed"]].drop_duplicates()
-    plain = cells[(cells.tree == "cells") & cells.method.isin(["Retrain", "CaMU"])]
+    plain = cells[(cells.tree == "cells") & cells.method.isin([*REFERENCES, "CaMU"])]
     base = plain.merge(ablated, on=["dataset", "task", "seed"]).assign(tree="ablation")
     return pd.concat([cells, base]).drop_duplicates([*PLACE, "method", "seed"], ignore_index=True)
 
@@ -166,7 +175,7 @@ def costs(values, direction):
 
     `direction` is "↑" if the highest is best, "↓" the lowest, "≈" the closest to Retrain.
     """
-    others = {method: value for method, value in values.items() if method != "Retrain"}
+    others = {method: value for method, value in values.items() if method not in REFERENCES}
     if direction == "≈":
         if "Retrain" not in values:
             return {}
@@ -178,7 +187,7 @@ def costs(values, direction):
 def rank(values, metric, lost=()):
     """Which entries of a row are marked: method -> 1 for the best, 2 for the second best.
 
-    Retrain and the methods that have lost their model are passed over. With fewer than two left, none is marked.
+    Retrain, Original and methods that have lost their model are passed over. With fewer than two left, none is marked.
     """
     found = costs({m: value for m, value in values.items() if m not in lost}, DIRECTIONS.get(metric, "↓"))
     if len(found) < 2:

@@ -5,7 +5,7 @@ from camu import ABLATION
 from metrics import METRICS
 from reporting import summary
 from reporting.claims import answers
-from reporting.summary import CLEAN, DIRECTIONS, MAIN_TASKS, MOVES, PAPER_TASKS, Stat, is_lost, rank
+from reporting.summary import CLEAN, DIRECTIONS, MAIN_TASKS, MOVES, PAPER_TASKS, REFERENCES, Stat, is_lost, rank
 
 # The paper's tables: the tree of the cells, the tasks and the metrics.
 TABLES = {
@@ -23,7 +23,7 @@ TABLES = {
     "Table 12": ("cells", PAPER_TASKS[2:], ("MIA",)),
     "Table 13": ("efficiency", PAPER_TASKS[2:], ("time_s", "ratio")),
 }
-ROWS = ("Retrain", *ABLATION, *(method for method in METHODS if method != "Retrain"))
+ROWS = (*REFERENCES, *ABLATION, *(method for method in METHODS if method not in REFERENCES))
 LABELS = {"time_s": "time [s]", "ratio": "time ÷ Retrain's", "moved_A_r": "A_r moved", "moved_A_f": "A_f moved"}
 MARKS = {0: "{}", 1: "**{}**", 2: "<ins>{}</ins>"}
 VERDICTS = {True: "holds", False: "**does not**", None: "not measured"}
@@ -67,7 +67,7 @@ def text(stat, missing="missing"):
 
 def forgets(stats, place, method):
     """How much a method forgets, in words: its accuracy on what was to be forgotten, beside Retrain's."""
-    if method == "Retrain":
+    if method in REFERENCES:
         return "-"
     if is_lost(stats, place, method):
         return "model lost"
@@ -125,7 +125,7 @@ def paper_table(stats, paper, name, datasets):
     `stats` and `paper` are from `summarise` and `read_paper_values`, `name` is one of TABLES.
     """
     tree, tasks, metrics = TABLES[name]
-    methods = ["Retrain", *ABLATION, "CaMU"] if tree == "ablation" else list(METHODS)
+    methods = [*REFERENCES, *ABLATION, "CaMU"] if tree == "ablation" else list(METHODS)
     published = {key[1:]: value for key, value in paper.items() if f"Table {key[0]}" == name}
     rows = []
     for dataset, task in [(dataset, task) for task in tasks for dataset in datasets]:
