@@ -88,7 +88,7 @@ HYPERPARAMETERS = {
 # What the search draws besides what stays fixed: ("log", least, most), ("int", least, most) or ("choice", ...).
 SEARCH = {
     "NegGrad": NEGGRAD
-    | {"epochs": ("int", 1, 3), "lr": ("log", 1e-5, 1e-3), "a": ("choice", 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)},
+    | {"epochs": ("int", 1, 3), "lr": ("log", 1e-5, 4e-4), "a": ("choice", 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)},
     "Boundary": {"epochs": ("int", 1, 10), "lr": ("log", 1e-6, 3e-3)},
     "T-S": {"epochs": ("int", 1, 3), "lr": ("log", 1e-5, 3e-3), "remain_fraction": 0.3},
     "SCRUB": SCRUB
@@ -166,7 +166,7 @@ def parse_value(name, usual, text):
             raise ValueError("a whole number of at least 1")
         return int(text)
     most = 1 if name in ("a", "remain_fraction") else math.inf
-    wanted = "a number from 0 to 1" if most == 1 else "a number above 0" if name == "temperature" else "a number from 0"
+    wanted = "a number from 0 to 1" if most == 1 else "above 0" if name == "temperature" else "a number of at least 0"
     try:
         number = float(text)
     except ValueError:

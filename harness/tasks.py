@@ -1,7 +1,7 @@
 """What is to be forgotten, as users write it: random10, class0, class0,3, ids:<file>, class0>class1."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,11 +17,11 @@ class Task:
     percent: float | None = None  # of the training set
     classes: tuple[int, ...] = ()
     ids: tuple[str, ...] = ()  # the lines of the file, stripped
-    then: tuple["Task", ...] = ()  # further requests
+    parts: tuple["Task", ...] = ()  # of requests one after another
 
     @property
     def requests(self):
-        return replace(self, then=()), *self.then
+        return self.parts or (self,)
 
 
 def parse_task(text):
@@ -32,8 +32,8 @@ def parse_task(text):
     train/ (an index then counts the sorted files). Requests one after another are separated by ``>``.
     """
     if ">" in text:
-        first, *others = (parse_task(part) for part in text.split(">"))
-        return replace(first, name="-then-".join(task.name for task in (first, *others)), then=tuple(others))
+        parts = tuple(parse_task(part) for part in text.split(">"))
+        return Task("-then-".join(part.name for part in parts), parts=parts)
     allowed = (
         "random<percent>, 0 < percent < 100, such as random10; class<k>, such as class0 or class0,3; or ids:<file>; "
         "several with > between them are requests one after another"

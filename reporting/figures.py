@@ -111,15 +111,15 @@ def draw_gap_time(stats, task, datasets):
         return None
     handles = {"Retrain": Line2D([], [], **RETRAIN_LINE, linestyle="", marker="|", markersize=9)}
     methods = [method for method in OTHERS if any(method in found for found in points.values())]
-    if "Original" in methods:
-        methods.remove("Original")
-        handles["Original"] = Line2D([], [], **ORIGINAL_LINE)
     handles |= {m: Line2D([], [], **style(m, 7, "40", linestyle="")) for m in methods}
+    handles |= {m: Line2D([], [], **ORIGINAL_LINE) for m in methods if m == "Original"}
     figure, axes = panels(handles, len(points), sharex=True)
     for axis, (place, found) in zip(axes[:, 0], points.items()):
-        if "Original" in found:  # it takes no time
-            axis.axhline(found.pop("Original")[0].mean, **ORIGINAL_LINE, zorder=1)
-        for method, (gap, ratio) in found.items():  # see-through: points on one another can be told apart
+        for method, (gap, ratio) in found.items():
+            if method == "Original":  # it takes no time
+                axis.axhline(gap.mean, **ORIGINAL_LINE, zorder=1)
+                continue
+            # see-through: points on one another can be told apart
             axis.plot(ratio.mean, gap.mean, **style(method, 7, "40", linestyle=""), label=method)
         axis.axvline(1, **RETRAIN_LINE, zorder=1)
         set_value_axis(axis, "gap to Retrain [points]")

@@ -155,10 +155,13 @@ def claims_by_place(cells):
 
 
 def search(folder):
-    """The worst ToW of the best setting found, and over how many runs: a row per data set and task."""
+    """The worst ToW of the best setting found ("none": none counts) and its number of runs, by data set and task."""
     best = {path.stem: pd.read_csv(path).groupby("method").first() for path in sorted(folder.glob("*.csv"))}
     methods = in_order({method for found in best.values() for method in found.index}, tables.ROWS)
-    rows = [[*n.split("-"), *(f"{f.score[m]:.4f} ({f.runs[m]})" for m in methods)] for n, f in best.items()]
+    rows = []
+    for name, found in best.items():
+        shown = {m: f"{found.score[m]:.4f} ({found.runs[m]})" if found.score[m] > 0 else "none" for m in found.index}
+        rows.append([*name.split("-"), *(shown.get(method, "–") for method in methods)])
     return tables.markdown_table(["Data", "Task", *methods], rows, left=2)
 
 

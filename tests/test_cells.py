@@ -13,7 +13,7 @@ import tyro
 from conftest import ROOT, make_toy_dataset, same_weights
 
 from config import TREES, Config
-from data import make_split
+from data import make_splits
 from harness import cells
 from harness.cells import Cell, cell_spec, commit, key, pretrained_spec, provenance, run_cell
 from harness.datasets import load
@@ -58,8 +58,8 @@ def test_committed_cells_are_still_of_the_same_configuration(study, load_once):
         options = {"threads": record["config"]["threads"], "device": "cpu"} | STUDIES[study]
         config = Config(dataset=(record["dataset"],), **options)
         cell = Cell(record["dataset"], parse_task(record["task"]), record["method"], record["seed"], tree)
-        split = make_split(dataset, cell.task, cell.seed)
-        spec = cell_spec(cell, dataset, split, pretrained_spec(dataset, fingerprint, config), config)
+        splits = make_splits(dataset, cell.task, cell.seed)
+        spec = cell_spec(cell, dataset, splits, pretrained_spec(dataset, fingerprint, config), config)
         assert spec == record["config"], f"{tree} {cell}"
 
 
@@ -70,7 +70,7 @@ TOY = Config(dataset=("Toy",), tasks=("class0",), pretrain_epochs=2, retrain_epo
 def spec_of(cell, config=TOY):
     dataset = make_toy_dataset()
     pretrained = pretrained_spec(dataset, dataset.fingerprint(), config)
-    return cell_spec(cell, dataset, make_split(dataset, cell.task, cell.seed), pretrained, config)
+    return cell_spec(cell, dataset, make_splits(dataset, cell.task, cell.seed), pretrained, config)
 
 
 def cell(method="CaMU", tree="cells", task="class0", seed=0):
@@ -204,7 +204,7 @@ def test_relearning_starts_from_the_stored_model_and_gives_each_of_sisas_its_own
     assert found["config"] == spec_of(again) and found["conditions"] is None
     for name in ("A_r", "A_f"):
         assert found[name][0] == record["metrics"][name] and len(found[name]) == 2
-    remain = make_split(make_toy_dataset(), again.task, 0).remain
+    remain = make_splits(make_toy_dataset(), again.task, 0)[0].remain
     parts = cells.METHODS["SISA"].shard_slices(400, 2, 2)
     assert sorted(torch.cat(seen).tolist()) == remain.tolist()
     assert all(torch.isin(share, torch.cat(slices)).all() for share, slices in zip(seen, parts))
@@ -246,7 +246,7 @@ def test_the_recorded_command_gives_the_same_cells_again(toy_config):
     places = {"data_root", "results_dir", "checkpoints_dir"}
     assert changed == places | {"jobs", "gpus_per_cell", "save_models", "overwrite", "quiet"}
     first, second = (Plan(make_toy_dataset(), parse_tasks(c.tasks), c) for c in (config, again))
-    assert first.specs == second.specs and len(first.specs) == 4 * (3 * 2 + 3)
+    assert first.specs == second.specs and len(first.specs) == 4 * (3 * 2 + 4)
 
 
 def test_the_command_names_what_was_left_to_the_machine_and_quotes_for_the_shell(tmp_path, small_config):

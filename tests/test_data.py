@@ -3,7 +3,7 @@ from itertools import islice
 
 import pytest
 import torch
-from conftest import colour_images, make_toy_split
+from conftest import colour_images, make_toy_dataset, make_toy_split
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import functional as tv
@@ -20,6 +20,7 @@ from data import (
     joint_batches,
     joint_dataset,
     make_split,
+    make_splits,
     shuffled_batches,
     tensor_split,
 )
@@ -223,11 +224,66 @@ def test_cycled_batches_are_shuffled_anew_each_time_round(toy_split):
 
 def test_an_epoch_over_the_joint_dataset_visits_every_tuple_once(toy_split):
     joint = joint_dataset(toy_split, 2, seed=0)
-    rows, x_r, y_r, x_f, y_c = map(torch.cat, zip(*joint_batches(toy_split, joint, 32, generator(0))))
-    assert sorted(rows.tolist()) == list(range(80)) != rows.tolist()
+    r, x_r, y_r, rows, x_f, y_c = map(torch.cat, zip(*joint_batches(toy_split, joint, 32, generator(0))))
+    assert torch.equal(r, rows) and sorted(rows.tolist()) == list(range(80)) != rows.tolist()
     assert torch.equal(x_r, toy_split.train.batch(joint.remain[rows]))
     assert torch.equal(x_f, toy_split.train.batch(joint.forget[rows]))
     assert torch.equal(y_r, toy_split.train.labels[joint.remain[rows]]) and torch.equal(y_c, joint.y_c[rows])
+
+
+def test_as_in_the_published_code_x_r_comes_in_an_order_of_its_own_and_lends_its_label(toy_split):
+    joint = joint_dataset(toy_split, 2, seed=0, y_c="y_r")
+    y_f, y_r = toy_split.train.labels[joint.forget], toy_split.train.labels[joint.remain]
+    assert torch.equal(joint.y_c[y_r != y_f], y_r[y_r != y_f]) and (joint.y_c != y_f).all() and (y_r == y_f).any()
+    batches = joint_batches(toy_split, joint, 32, generator(0), paired=False)
+    r, x_r, labels_r, f, x_f, y_c = map(torch.cat, zip(*batches))
+    assert not torch.equal(r, f) and sorted(r.tolist()) == sorted(f.tolist()) == list(range(80))
+    assert torch.equal(x_r, toy_split.train.batch(joint.remain[r])) and torch.equal(labels_r, y_r[r])
+    assert torch.equal(x_f, toy_split.train.batch(joint.forget[f])) and torch.equal(y_c, joint.y_c[f])
+
+
+def test_requests_one_after_another_forget_what_is_left():
+    dataset = make_toy_dataset()
+    sizes_of = {"random10>random10": (40, 40), "class0>class1,2": (100, 200), "class0>random50": (100, 200)}
+    for text, sizes in sizes_of.items():
+        first, second = make_splits(dataset, parse_task(text), seed=0)
+        assert (len(first.forget), len(second.forget)) == sizes
+        assert torch.equal(first.forget, make_split(dataset, parse_task(text.split(">")[0]), 0).forget)
+        parts = torch.cat([first.forget, second.forget, second.remain])
+        assert sorted(parts.tolist()) == list(range(400))
+        assert second.so_far().forget.tolist() == sorted(torch.cat([first.forget, second.forget]).tolist())
+        assert torch.equal(second.so_far().remain, second.remain) and torch.equal(first.so_far().forget, first.forget)
+    assert [split.kind for split in (first, second, second.so_far())] == ["class", "random", "class"]
+    assert second.so_far().forgotten_classes == (0,)
+    both = [make_splits(dataset, parse_task("random10>random10"), seed) for seed in (0, 0, 1)]
+    assert torch.equal(both[0][1].forget, both[1][1].forget) and not torch.equal(both[0][1].forget, both[2][1].forget)
+
+
+def test_the_next_split_is_a_class_removal_where_all_that_is_left_of_a_class_goes():
+    y = torch.arange(12) % 3
+    first = tensor_split(y[:, None], y, [0, 1])
+    second = first.next([3, 6, 9])
+    assert first.kind == "random" and second.forgotten_classes == (0,) and second.earlier_classes == ()
+    third = second.next(torch.tensor([4, 7, 10]))
+    assert (third.forgotten_classes, third.earlier_classes) == ((1,), (0,)) and third.remain.tolist() == [2, 5, 8, 11]
+    assert third.so_far().forgotten_classes == (0, 1)
+    for forget, message in (([0], "position 0 cannot be forgotten"), ([2, 5, 8, 11], "4 of 4"), ([], "0 of 4")):
+        with pytest.raises(UserError, match=message):
+            third.next(forget)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("class0>class0", "task class0: Toy has no sample of class 0 left"),
+        ("class0,1>class2,3", "200 of 200 samples"),
+        ("random50>random50", "task random50: 50 % of 400 samples is 200 of 200"),
+        ("class0>class4", "no class 4"),
+    ],
+)
+def test_a_request_for_what_is_gone_is_refused(text, message):
+    with pytest.raises(UserError, match=message):
+        make_splits(make_toy_dataset(), parse_task(text), seed=0)
 
 
 def test_crops_equal_torchvisions():

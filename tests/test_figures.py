@@ -81,7 +81,7 @@ def test_relearning_shows_the_curves_with_their_std():
     assert {line.get_label(): line for line in lower.lines}["CaMU"].get_ydata().tolist() == [0, 0.5, 1]
     band = upper.collections[list(METHODS).index("CaMU")].get_paths()[0].vertices
     assert {1.0, 2.0} <= set(band[band[:, 0] == 2][:, 1])
-    assert title_of(upper).startswith("Digit (2 seeds); missing: Retrain, NegGrad, Boundary")
+    assert title_of(upper).startswith("Digit (2 seeds); missing: Retrain, Original, NegGrad, Boundary")
     assert title_of(draw(make_relearning(seeds=[0]))["relearning-random10"].axes[0]).startswith("Digit (1 seed)")
     assert figures.draw_relearning(relearning_curves(frame(make_relearning())), "class0", ["Digit"], {}) is None
 
@@ -102,12 +102,14 @@ def test_equal_relearning_curves_have_markers_in_different_places():
 
 def test_gap_and_ratio_are_of_the_same_cells():
     plain = make_plain(values=RANDOM | {"CaMU": LOST}, seconds=dict.fromkeys(RANDOM, 1.0))
-    figure = draw([*plain, *make_plain("efficiency")])["gap-time-random10"]
+    values, seconds = RANDOM | {"Original": RANDOM["CaMU"]}, SECONDS | {"Original": 1e-3}
+    figure = draw([*plain, *make_plain("efficiency", values=values, seconds=seconds)])["gap-time-random10"]
     (axis,) = figure.axes
     assert points_of(axis) == {"NegGrad": (0.25, 2.125), "CaMU": (0.1, 0.5)}
     assert title_of(axis) == "Digit (2 seeds); missing: Boundary, T-S, SCRUB, SISA, Unroll"
-    assert list(legend_of(figure)) == ["Retrain", "NegGrad", "CaMU"]
-    (retrain,) = [line for line in axis.lines if line.get_label() not in METHODS]
+    assert list(legend_of(figure)) == ["Retrain", "Original", "NegGrad", "CaMU"]
+    original, retrain = [line for line in axis.lines if line.get_label() not in METHODS]
+    assert list(original.get_ydata()) == [0.5, 0.5]  # it takes no time: a line at its gap
     assert list(retrain.get_xdata()) == [1, 1] and legend_of(figure)["Retrain"].get_marker() == "|"
     assert axis.get_xlabel().endswith("log scale") and axis.get_xscale() == "log"
 
@@ -140,9 +142,10 @@ def test_bars_show_differences_to_retrain_stds_and_what_is_missing():
     assert bars["Retrain"] == [2, 0, 0, 2]  # the band, from the std under 0 to the std over it
     assert np.isnan(bars["SISA"]).all()
     assert [text.get_text() for text in axis.get_xticklabels()] == ["A_r\n99.0", "A_f\n98.0", "A_ts\n97.0", "MIA\n50.0"]
+    missing = ("Original", "Boundary", "T-S", "SISA", "Unroll")
     crosses = [line for line in axis.lines if line.get_marker() == "x" and not np.isnan(line.get_ydata()).all()]
-    assert [line.get_color() for line in crosses] == [figures.COLOURS[m] for m in ("Boundary", "T-S", "SISA", "Unroll")]
-    assert title_of(axis) == "Digit (2 seeds); missing: Boundary, T-S, SISA, Unroll"
+    assert [line.get_color() for line in crosses] == [figures.COLOURS[m] for m in missing]
+    assert title_of(axis) == f"Digit (2 seeds); missing: {', '.join(missing)}"
     assert "bars-random10" not in draw(make_plain(values={"CaMU": RANDOM["CaMU"]}))
 
 

@@ -123,8 +123,8 @@ def test_the_blocks_are_made_from_the_cells(tmp_path):
         write_cell(tmp_path, "cells", "Digit", task, "CaMU", 0, metrics=CLASS | {"A_ts_f": a_ts_f})
     write_random(tmp_path / "longer" / "9-epochs", methods={"CaMU": RANDOM["CaMU"]})
     (tmp_path / "tuning").mkdir()
-    trials = "method,trial,seeds,lr,A_r,time/Retrain,gap\nT-S,3,2,0.1,99,0.5,0.25\nT-S,1,1,0.2,99,0.5,0.5\n"
-    (tmp_path / "tuning" / "Digit-class0.csv").write_text(trials + "Unroll,2,2,0.1,9,7,0.1\nUnroll,5,1,0.3,9,1,1.5\n")
+    trials = "method,trial,runs,score,lr\nT-S,3,6,0.98765,0.1\nT-S,1,1,0.99,0.2\nUnroll,5,6,-0.25,0.3\n"
+    (tmp_path / "tuning" / "Digit-class0.csv").write_text(trials)
     found = pages.blocks(tmp_path)
     assert [row[:2] for row in rows(found["main results"])[2:]] == [["Digit", "random10"], ["Digit", "class0"]]
     assert [row[:2] for row in rows(found["glance"])[2:]] == [["Digit", t] for t in ("random10", "class0", "class1")]
@@ -132,7 +132,7 @@ def test_the_blocks_are_made_from_the_cells(tmp_path):
     assert claims["In class removal A_ts_f is 0"] == "1 of 2"
     assert claims["In class removal A_ts_r is the highest"] == "not measured"
     best = dict(zip(rows(found["search"])[0], rows(found["search"])[2]))
-    assert best == {"Data": "Digit", "Task": "class0", "T-S": "0.25 (2)", "Unroll": "1.50 (1)"}
+    assert best == {"Data": "Digit", "Task": "class0", "T-S": "0.9877 (6)", "Unroll": "none"}
     (side,) = rows(found["studies"])[2:]
     assert side[:6] == ["longer/9-epochs", "Digit", "random10", "CaMU", "2", "98.50 ± 0.50"]
 

@@ -44,7 +44,7 @@ def test_a_table_of_the_first_run_fits_a_terminal(task, metrics):
     full = dict.fromkeys(metrics, 100.0) | {"gap": 49.8, "time_s": 5.05, "ratio": 1.06}
     values = dict.fromkeys(METHODS, full) | {"SISA": full | {"A_r": 0.0}}
     lines = tables.terminal_table(numbers(place, values), place).splitlines()
-    assert len(lines) == 2 + 8 and max(map(len, lines)) <= 80
+    assert len(lines) == 2 + 9 and max(map(len, lines)) <= 80
 
 
 def test_the_terminal_table_shows_the_means_of_the_summary(tmp_path):
@@ -118,7 +118,7 @@ def test_terminal_tables_of_the_other_studies(tmp_path):
     stats = summarise(read_cells(tmp_path))
     text = tables.terminal_table(stats, ("ablation", *PLACE[1:]))
     assert text.startswith("Digit, random10: ablation, 1 seed, metrics in percent")
-    assert list(terminal_rows(text)) == ["Retrain", "Finetune", "Remain-alignment", "Counterfactual", "CaMU"]
+    assert list(terminal_rows(text)) == ["Retrain", *ABLATION, "CaMU"]
     text = tables.terminal_table(stats, ("relearn", *PLACE[1:]))
     assert text.startswith("Digit, random10: relearn, 1 seed, the most that accuracies moved, in points")
     assert list(terminal_rows(text)["CaMU"].values())[:2] == ["2.50", "0.00"]
@@ -191,12 +191,21 @@ def test_the_time_table_has_the_papers_ratios_and_no_times_of_the_plain_run(tmp_
     assert row_of(table, "Digit", "random10", "time ÷ Retrain's ↓", "paper")["NegGrad"] == "0.72"
 
 
+def test_original_stands_beside_the_methods_and_is_never_marked(tmp_path):
+    write_random(tmp_path, methods=RANDOM | {"Original": RANDOM["Retrain"]})
+    ours = row_of(paper_table(tmp_path, "Table 2"), "Digit", "random10", "A_r ≈", "here")
+    assert list(ours)[4:6] == ["Retrain", "Original"] and ours["Original"] == "99.00 ± 1.00 (2)"
+    assert ours["CaMU"].startswith("**") and ours["SCRUB"].startswith("**")  # both half a point from Retrain
+    rows = terminal_rows(tables.terminal_table(summarise(read_cells(tmp_path)), PLACE))
+    assert list(rows)[:2] == ["Retrain", "Original"] and rows["Original"]["gap"] == "0.00"
+
+
 def test_the_ablation_table_has_retrain_and_camu_of_the_plain_run(tmp_path):
     write_random(tmp_path)
     write_random(tmp_path, tree="ablation", methods={name: RANDOM["NegGrad"] for name in ABLATION})
     table = paper_table(tmp_path, "Table 6")
     ours = row_of(table, "Digit", "random10", "A_r ≈", "here")
-    assert list(ours)[4:] == ["Retrain", "Finetune", "Remain-alignment", "Counterfactual", "CaMU"]
+    assert list(ours)[4:] == ["Retrain", "Original", *ABLATION, "CaMU"]
     assert ours["Retrain"] == "99.00 ± 1.00 (2)" and ours["CaMU"] == "**98.50 ± 0.50** (2)"
     assert ours["Finetune"] == "<ins>97.00 ± 0.00</ins> (2)"
     assert row_of(table, "Digit", "random10", "gap ↓", "here")["CaMU"] == "**0.50** (2)"
