@@ -22,22 +22,22 @@ ANY = "any"
 FEW = 0.01  # a forget set under this fraction of the training samples uses the "few" row
 
 # What the rows of a method have in common: the first of its two entries is as published, for large models.
-NEGGRAD = {"optimizer": "Adam", "weight_decay": 1e-4, "stop": 1}
+NEGGRAD = {"optimizer": "Adam", "weight_decay": 1e-4, "epochs": 5, "stop": 1}  # most stop long before
 SCRUB = {"optimizer": "Adam", "weight_decay": 5e-4, "epochs": 6, "decay_after": [3, 5], "gamma": 1.0}
 UNROLL = {"optimizer": "Adam", "weight_decay": 1e-4}
 
-# HYPERPARAMETERS[method][family or data set, kind of task]; ANY stands for those without a row of their own, None for
+# HYPERPARAMETERS[method][family or data set, kind of task]. ANY stands for those without a row of their own, None for
 # the data set's value in TRAINING. CaMU's MNIST and CIFAR rows are the published ones; its `repeats` is how often D_f
-# stands in the joint dataset. The baselines' CIFAR rows are those of each paper. Their OptDigits, Digit and Fashion
-# rows are found by the search (benchmarks/tune.py) in the ranges of SEARCH.
+# stands in the joint dataset (None: as often as gives `camu.TUPLES` tuples). The baselines' CIFAR rows are those of
+# each paper. Their OptDigits, Digit and Fashion rows come from the search (benchmarks/tune.py) in the ranges of SEARCH.
 HYPERPARAMETERS = {
     "Retrain": {(ANY, ANY): {"epochs": None, "lr": None}},
     "Original": {(ANY, ANY): {}},
     "NegGrad": {
         ("CIFAR", ANY): {"optimizer": "SGD", "weight_decay": 0.0, "epochs": 5, "lr": 0.01, "a": 0.9999, "stop": 0},
-        (ANY, "random"): NEGGRAD | {"epochs": 2, "lr": 1e-4, "a": 0.9},
-        (ANY, "class"): NEGGRAD | {"epochs": 3, "lr": 1e-4, "a": 0.99},
-        (ANY, "few"): NEGGRAD | {"epochs": 1, "lr": 1e-4, "a": 0.97},
+        (ANY, "random"): NEGGRAD | {"lr": 1e-4, "a": 0.9},
+        (ANY, "class"): NEGGRAD | {"lr": 1e-4, "a": 0.99},
+        (ANY, "few"): NEGGRAD | {"lr": 1e-4, "a": 0.97},
     },
     "Boundary": {
         ("CIFAR", ANY): {"epochs": 10, "lr": 1e-5},
@@ -78,7 +78,7 @@ HYPERPARAMETERS = {
         ("OptDigits", "random"): {"epochs": 5, "lr_ce": 5e-4, "lr_kl": 4e-4, "repeats": 4},
         ("OptDigits", "class"): {"epochs": 2, "lr_ce": 1e-3, "lr_kl": 4e-4, "repeats": 10},
         (ANY, "random"): {"epochs": 5, "lr_ce": 1e-4, "lr_kl": 1e-5, "repeats": 4},
-        (ANY, "class"): {"epochs": 2, "lr_ce": 1e-3, "lr_kl": 1e-4, "repeats": 20},
+        (ANY, "class"): {"epochs": 2, "lr_ce": 1e-3, "lr_kl": 1e-4, "repeats": None},
         ("OptDigits", "few"): {"epochs": 2, "lr_ce": 5e-4, "lr_kl": 4e-5, "repeats": 100},
         ("MNIST", "few"): {"epochs": 2, "lr_ce": 5e-4, "lr_kl": 4e-5, "repeats": 100},
         (ANY, "few"): {"epochs": 2, "lr_ce": 1e-4, "lr_kl": 1e-5, "repeats": 100},
@@ -87,8 +87,7 @@ HYPERPARAMETERS = {
 
 # What the search draws besides what stays fixed: ("log", least, most), ("int", least, most) or ("choice", ...).
 SEARCH = {
-    "NegGrad": NEGGRAD
-    | {"epochs": ("int", 1, 3), "lr": ("log", 1e-5, 4e-4), "a": ("choice", 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)},
+    "NegGrad": NEGGRAD | {"lr": ("log", 2e-5, 4e-4), "a": ("choice", 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)},
     "Boundary": {"epochs": ("int", 1, 10), "lr": ("log", 1e-6, 3e-3)},
     "T-S": {"epochs": ("int", 1, 3), "lr": ("log", 1e-5, 3e-3), "remain_fraction": 0.3},
     "SCRUB": SCRUB
@@ -124,7 +123,7 @@ def hyperparameters_of(method, dataset, kind, training=None, overrides=()):
     row = dict(next(table[place] for place in places if place in table))
     if training is not None:
         defaults = {"epochs": training["retrain_epochs"], "lr": training["lr"]}
-        row = {name: defaults[name] if value is None else value for name, value in row.items()}
+        row = {name: defaults.get(name) if value is None else value for name, value in row.items()}
     for text in overrides:
         target, name, value = parse_override(text)
         if target == method:
