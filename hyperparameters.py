@@ -34,22 +34,31 @@ HYPERPARAMETERS = {
     "Retrain": {(ANY, ANY): {"epochs": None, "lr": None}},
     "Original": {(ANY, ANY): {}},
     "NegGrad": {
+        ("OptDigits", "random"): NEGGRAD | {"lr": 4e-4, "a": 0.8},
+        ("OptDigits", "class"): NEGGRAD | {"lr": 1.1e-4, "a": 0.995},
         ("CIFAR", ANY): {"optimizer": "SGD", "weight_decay": 0.0, "epochs": 5, "lr": 0.01, "a": 0.9999, "stop": 0},
         (ANY, "random"): NEGGRAD | {"lr": 1e-4, "a": 0.9},
         (ANY, "class"): NEGGRAD | {"lr": 1e-4, "a": 0.99},
         (ANY, "few"): NEGGRAD | {"lr": 1e-4, "a": 0.97},
     },
     "Boundary": {
+        ("OptDigits", "random"): {"epochs": 8, "lr": 5.6e-5},
+        ("OptDigits", "class"): {"epochs": 10, "lr": 8.7e-5},
         ("CIFAR", ANY): {"epochs": 10, "lr": 1e-5},
         (ANY, "random"): {"epochs": 5, "lr": 1e-5},
         (ANY, "class"): {"epochs": 10, "lr": 1e-4},
         (ANY, "few"): {"epochs": 5, "lr": 1e-5},
     },
     "T-S": {
-        ("CIFAR", ANY): {"epochs": 1, "lr": 1e-4, "remain_fraction": 0.3},
-        (ANY, ANY): {"epochs": 1, "lr": 1e-4, "remain_fraction": 0.3},
+        ("OptDigits", "random"): {"epochs": 3, "lr": 8.8e-4, "remain_fraction": 0.3},
+        ("OptDigits", "class"): {"epochs": 3, "lr": 5.3e-4, "remain_fraction": 0.3},
+        (ANY, ANY): {"epochs": 1, "lr": 1e-4, "remain_fraction": 0.3},  # as published
     },
     "SCRUB": {
+        ("OptDigits", "random"): SCRUB
+        | {"msteps": 4, "lr": 1.7e-3, "alpha": 1.2e-3, "temperature": 4.0, "forget_batch_size": 128},
+        ("OptDigits", "class"): SCRUB
+        | {"msteps": 2, "lr": 3e-4, "alpha": 3.1e-3, "temperature": 4.0, "forget_batch_size": 32},
         ("CIFAR", ANY): {
             "optimizer": "SGD",
             "weight_decay": 5e-4,
@@ -66,6 +75,8 @@ HYPERPARAMETERS = {
     },
     "SISA": {(ANY, ANY): {"shards": 5, "slices": 4, "epochs": None, "lr": None}},
     "Unroll": {
+        ("OptDigits", "random"): UNROLL | {"epochs": 1, "lr": 3e-3},
+        ("OptDigits", "class"): UNROLL | {"epochs": 1, "lr": 1.7e-3},
         ("CIFAR", ANY): UNROLL | {"epochs": 1, "lr": None},
         (ANY, ANY): UNROLL | {"epochs": 1, "lr": 1e-3},
     },
