@@ -55,17 +55,15 @@ def unlearn(f_o, split, settings):
     ((f_u, _, _),) = deque(steps(f_o, split, settings), maxlen=1)  # the last step's
     f_u.eval()
     if split.forgotten_classes and not forgets(f_u, f_o, split):
-        warnings.warn(
-            "the accuracy on D_f has not fallen: raise CaMU's repeats, epochs or learning rates", stacklevel=3
-        )
+        warnings.warn("the accuracy on D_f has not fallen: raise the repeats, epochs or learning rates", stacklevel=3)
     return f_u
 
 
 def forgets(f_u, f_o, split):
     """Whether f_u is right about fewer samples of D_f than f_o."""
     index = split.forget[:CHECKED]
-    right = (frozen_outputs(f, split.train, index).argmax(1) == split.train.labels[index] for f in (f_u, f_o))
-    after, before = (int(found.sum()) for found in right)
+    outputs = (frozen_outputs(copy.deepcopy(f).eval(), split.train, index) for f in (f_u, f_o))
+    after, before = (int((logits.argmax(1) == split.train.labels[index]).sum()) for logits in outputs)
     return after == 0 or after < before
 
 
@@ -78,9 +76,8 @@ def steps(f_o, split, settings):
         The pre-unlearning model; forward gives (logits, representation). It is not changed.
     split : Split
     settings : namespace
-        `seed`, `batch_size`, `progress`, the hyperparameters `epochs`, `lr_ce`, `lr_kl`, `repeats` (of D_f in the
-        joint dataset; None: so many that it has about TUPLES tuples) and `passes` (1, unless given), and what a row of
-        ABLATION changes.
+        `seed`, `batch_size`, `progress`, the hyperparameters `epochs`, `lr_ce`, `lr_kl`, `repeats` (of D_f in the joint
+        dataset; None gives about TUPLES tuples) and `passes` (1, unless given), and what a row of ABLATION changes.
 
     Yields
     ------
@@ -91,12 +88,11 @@ def steps(f_o, split, settings):
     terms = chosen.terms
     repeats = chosen.repeats or max(1, round(TUPLES / len(split.forget)))
     joint = joint_dataset(split, repeats, chosen.seed, chosen.y_c)
-    teacher = Teacher(f_o, split, joint)
-    f_u = student(f_o)
+    teacher, f_u = Teacher(f_o, split, joint), student(f_o)
     kl_optimizer, ce_optimizer = adam(f_u, chosen.lr_kl), adam(f_u, chosen.lr_ce)
     rng = generator(chosen.seed, "CaMU")
     for _ in epochs_of(chosen, f_u, "CaMU"):
-        for r, x_r, y_r, f, x_f, y_c in joint_batches(split, joint, chosen.batch_size, rng, chosen.paired):
+        for rows_r, x_r, y_r, rows_f, x_f, y_c in joint_batches(split, joint, chosen.batch_size, rng, chosen.paired):
             if "KL_f" not in terms and "CE_f" not in terms:
                 x_f = x_f[:0]  # no term reads x_f, so it must not reach the batch statistics either
 
@@ -104,10 +100,10 @@ def steps(f_o, split, settings):
             if "KL_r" in terms or "KL_f" in terms:
                 (_, z_r), (_, z_f) = forward_both(f_u, x_r, x_f, chosen.passes)
                 if "KL_r" in terms:  # Eq. 3.13, first term: x_r keeps its representation
-                    loss_kl = loss_kl + 0.5 * kl_divergence(teacher.log_p_r(r, x_r), z_r)
+                    loss_kl = loss_kl + 0.5 * kl_divergence(teacher.log_p_r(rows_r, x_r), z_r)
                 if "KL_f" in terms:  # Eq. 3.13, second term: x_f takes the representation of x_c
-                    loss_kl = loss_kl + 0.5 * kl_divergence(teacher.log_p_c(f), z_f)
-            if loss_kl.requires_grad:  # not where all of h is frozen
+                    loss_kl = loss_kl + 0.5 * kl_divergence(teacher.log_p_c[rows_f], z_f)
+            if loss_kl.requires_grad:  # not if all of h is frozen
                 take_step(kl_optimizer, loss_kl)
 
             (logits_r, _), (logits_f, _) = forward_both(f_u, x_r, x_f, chosen.passes, first="x_f")
@@ -134,7 +130,7 @@ def forward_both(f_u, x_r, x_f, passes, first="x_r"):
 
 
 class Teacher:
-    """The frozen f_o. Its representations of x_c, and of x_r where nothing is augmented, are computed once."""
+    """The frozen f_o. What it gives for x_c, log p(h_o(x_c)), is computed once; for x_r where nothing is augmented."""
 
     def __init__(self, f_o, split, joint):
         self.f_o = copy.deepcopy(f_o).eval().requires_grad_(False)
@@ -142,15 +138,11 @@ class Teacher:
         for rows, _, x_c in counterfactuals(split, joint):
             known_c.append(self.represent(x_c))
             known_r += [] if split.train.augment else [self.represent(split.train.batch(joint.remain[rows]))]
-        self.known_r, self.known_c = torch.cat(known_r) if known_r else None, torch.cat(known_c)
+        self.known_r, self.log_p_c = torch.cat(known_r) if known_r else None, torch.cat(known_c)  # (n, d) each
 
     def log_p_r(self, rows, x_r):
         """log p(h_o(x_r)) of the tuples `rows`, (B, d)."""
         return self.represent(x_r) if self.known_r is None else self.known_r[rows]
-
-    def log_p_c(self, rows):
-        """log p(h_o(x_c)) of the tuples `rows`, (B, d)."""
-        return self.known_c[rows]
 
     def represent(self, x):
         with torch.no_grad():

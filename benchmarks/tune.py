@@ -35,7 +35,7 @@ from harness.plan import Plan, check
 from harness.runner import run_all
 from harness.store import UserError, run_script, save_atomically
 from harness.tasks import parse_tasks
-from hyperparameters import FAMILIES, SEARCH
+from hyperparameters import FAMILIES, LONGER, SEARCH
 from metrics import accuracy, tug_of_war
 from models import restore
 from training import frozen_outputs, training_mode
@@ -120,7 +120,7 @@ def draw_and_run(plans, tasks, config):
     points = {place: [] for place in studies}
     run_trials(plan, [(trial(plan, task, method, seed), {}) for task in tasks for method in REFERENCES])
     for number in range(config.trials):
-        drawn = {place: ask(study, place[1]) for place, study in studies.items()}
+        drawn = {place: ask(study, place[1], plan.dataset.name) for place, study in studies.items()}
         calls = []
         for (task, method), (_, point) in drawn.items():
             points[task, method].append(point)
@@ -141,10 +141,14 @@ def new_study(task, method):
     return optuna.create_study(direction="maximize", sampler=sampler)
 
 
-def ask(study, method):
+def space_of(method, dataset):
+    return SEARCH[method] | (LONGER.get(method, {}) if dataset == "OptDigits" else {})
+
+
+def ask(study, method, dataset):
     """Draw a point of the method's entry in SEARCH: Optuna's trial, and the hyperparameters."""
     asked, point = study.ask(), {}
-    for name, value in SEARCH[method].items():
+    for name, value in space_of(method, dataset).items():
         if not isinstance(value, tuple):
             point[name] = value
             continue

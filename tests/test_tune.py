@@ -141,7 +141,7 @@ def test_points_are_settings_of_the_method_within_its_ranges_and_follow_from_the
     def draw(count, score):
         study, drawn = tune.new_study(parse_task("class0"), method), []
         for number in range(count):
-            asked, point = tune.ask(study, method)
+            asked, point = tune.ask(study, method, "Digit")
             study.tell(asked, score(number))
             drawn.append(point)
         return drawn
