@@ -7,11 +7,12 @@ from hyperparameters import HYPERPARAMETERS
 
 # A study is the trees of cells it needs: <results-dir>/<tree>/<dataset>/<task>/<method>/seed<k>.json.
 STUDIES = {
-    "plain": ("cells",),
-    "ablation": ("cells", "ablation"),
-    "relearn": ("cells", "relearn"),
+    "plain": ("cells", "audit"),
+    "floor": ("cells", "audit"),  # with the audit's floor
+    "ablation": ("cells", "audit", "ablation"),
+    "relearn": ("cells", "audit", "relearn"),
     "efficiency": ("efficiency",),
-    "paper": ("cells", "ablation", "relearn", "efficiency"),
+    "paper": ("cells", "audit", "ablation", "relearn", "efficiency"),
 }
 TREES = STUDIES["paper"]
 
@@ -30,6 +31,8 @@ class Config:
     """each seed has its own forget set, randomness in the methods, and Retrain"""
     study: Literal[tuple(STUDIES)] = "plain"
     """what to measure; paper is all of the others"""
+    label_noise: float = 0
+    """percent of the training labels to replace by wrong ones, as memorised mistakes for the audit to find"""
     data_root: str = "data"
     """where the data sets are looked for, and downloaded to"""
     results_dir: str = "runs"

@@ -6,7 +6,7 @@ Every finished cell (data set, task, method, seed) is one JSON file; a run that 
 from dataclasses import replace
 
 from config import STUDIES, Config
-from harness.cells import run_cell, run_relearning
+from harness.cells import run_audit, run_cell, run_relearning
 from harness.datasets import load
 from harness.plan import Plan, check
 from harness.runner import run_all
@@ -21,7 +21,7 @@ def main(config):
     tasks = parse_tasks(config.tasks)
     plans = []
     for name in config.dataset:  # section 4.1: data sets, models, baselines, and what is to be forgotten
-        dataset = load(name, config.data_root, config.image_size, progress=not config.quiet)
+        dataset = load(name, config.data_root, config.image_size, config.label_noise, not config.quiet)
         print(describe(dataset))
         plans.append(Plan(dataset, tasks, config))
     if config.dry_run:
@@ -41,10 +41,11 @@ def main(config):
 
 
 def run(plan, tree, config):
-    """Unlearn and evaluate every unfinished cell of a tree (in "relearn": learn D_r again), and save each at once."""
-    if tree == "efficiency":
-        config = replace(config, jobs=1)  # nothing else may run while cells are timed
-    function, arguments = (run_relearning, plan.relearning) if tree == "relearn" else (run_cell, plan.unlearning)
+    """Compute every unfinished cell of a tree, and save each at once: unlearn, audit, or learn D_r again."""
+    if tree in ("efficiency", "audit"):
+        config = replace(config, jobs=1)  # nothing else may run while cells are timed; an audit takes no time
+    runs = {"audit": (run_audit, plan.auditing), "relearn": (run_relearning, plan.relearning)}
+    function, arguments = runs.get(tree, (run_cell, plan.unlearning))
     calls = {cell: lambda cell=cell: arguments(cell) for cell in plan.todo(tree)}
     for cell, result in run_all(function, calls, config, f"{plan.dataset.name}: {tree}"):
         plan.keep(cell, result)

@@ -84,7 +84,8 @@ def search(arguments):
     config = replace(check(arguments), study="plain", save_models=False)
     tasks = parse_tasks(config.tasks)
     for name in config.dataset:
-        plans = [Plan(load(name, config.data_root, progress=not config.quiet), [], config) for _ in range(2)]
+        dataset = load(name, config.data_root, None, config.label_noise, not config.quiet)
+        plans = [Plan(dataset, [], config) for _ in range(2)]
         plans[1].pretrained_spec |= {"pretraining_seed": 1}
         for plan in plans:
             plan.provenance = provenance(config, "-m benchmarks.tune")

@@ -19,7 +19,7 @@ from data import derive_seed, generator, make_splits
 from harness.store import UserError, load_or_set_aside, load_tensors
 from harness.tasks import Task
 from hyperparameters import hyperparameters_of, settings, training_row
-from metrics import accuracy, evaluate, predict, relearn
+from metrics import accuracy, audit, evaluate, predict, reference_probabilities, relearn
 from training import train
 
 PRETRAINING_SEED = 0  # one pre-unlearning model (and one set of SISA shards) per data set, for every task and seed
@@ -44,9 +44,12 @@ class Cell:
     def path(self, config):
         return Path(config.results_dir, self.tree, self.dataset, self.task.name, self.method, f"seed{self.seed}.json")
 
-    def model_path(self, config):
-        folder = Path(config.checkpoints_dir, "unlearned", self.dataset, self.task.name, self.method)
+    def model_path(self, config, kind="unlearned"):
+        folder = Path(config.checkpoints_dir, kind, self.dataset, self.task.name, self.method)
         return folder / f"seed{self.seed}.pt"
+
+    def outputs_path(self, config):
+        return self.model_path(config, "outputs")
 
 
 def resolve_device(config):
@@ -69,7 +72,7 @@ def pretrained_spec(dataset, fingerprint, config):
     """All that determines the pre-unlearning model."""
     row = training_row(dataset.name, dataset.model, config.pretrain_epochs, config.retrain_epochs)
     spec = {"data": fingerprint, "model": dataset.model, "epochs": row["pretrain_epochs"], "lr": row["lr"]}
-    return spec | machine_spec(config)
+    return spec | machine_spec(config) | ({"label_noise": config.label_noise} if config.label_noise else {})
 
 
 def cell_spec(cell, dataset, splits, pretrained, config):
@@ -79,7 +82,7 @@ def cell_spec(cell, dataset, splits, pretrained, config):
     hyperparameters, one entry each.
     """
     training = training_row(dataset.name, dataset.model, config.pretrain_epochs, config.retrain_epochs)
-    method = "CaMU" if cell.tree == "ablation" else cell.method
+    method = "CaMU" if cell.tree == "ablation" else "Retrain" if cell.method == "Floor" else cell.method
     kinds = [split.kind for split in splits]
     rows = [hyperparameters_of(method, dataset.name, kind, training, config.override) for kind in kinds]
     if cell.tree == "ablation":
@@ -95,7 +98,9 @@ def cell_spec(cell, dataset, splits, pretrained, config):
         "seed": cell.seed,
         **machine_spec(config),
     }
-    return spec | {"relearn": {"epochs": RELEARN_EPOCHS, "lr": training["lr"]}} if cell.tree == "relearn" else spec
+    if cell.tree == "relearn":
+        spec["relearn"] = {"epochs": RELEARN_EPOCHS, "lr": training["lr"]}
+    return spec | {"weights": "others"} if cell.method == "Floor" else spec
 
 
 def switches(changes):
@@ -149,6 +154,16 @@ def prepare_shard(shard, method, row, dataset, spec, partial=None, progress=Fals
     return {"states": METHODS[method].prepare_shard(shard, dataset.train, dataset.model, classes, chosen)}
 
 
+def audit_references(dataset, spec, row, prepared, partial=None, progress=False):
+    """What SISA's models before any request give the label of samples that they have not seen: for `metrics.audit`."""
+    use_machine(spec)
+    dataset = dataset.to(spec["device"])
+    shards = METHODS["SISA"].shard_slices(len(dataset.train), row["shards"], 1)
+    members = [models.restore(dataset.model, len(dataset.classes), s[-1], spec["device"]) for s in prepared]
+    train, test = reference_probabilities(members, [index for (index,) in shards], dataset)
+    return {"train": train, "test": test}
+
+
 def run_cell(cell, spec, dataset, f_o_state, prepared=None, partial=None, progress=False, jobs=1, watch=None):
     """Unlearn, then evaluate, request by request: a pure function of its arguments (times aside).
 
@@ -158,37 +173,56 @@ def run_cell(cell, spec, dataset, f_o_state, prepared=None, partial=None, progre
 
     Returns
     -------
-    record, stored : dict
-        What the cell's file holds, with several requests the metrics and the time after each of them; and the unlearned
-        model as `load_model` reads it, on the CPU.
+    record, stored, outputs : dict, dict, list of dict
+        What the cell's file holds, with several requests the metrics and the time after each of them; the unlearned
+        model as `load_model` reads it, on the CPU; and the outputs after each request, as `evaluate` gives them.
     """
     use_machine(spec)
     dataset = dataset.to(spec["device"])
     f = models.restore(dataset.model, len(dataset.classes), f_o_state, spec["device"])
     given = {"batch_size": spec["batch_size"], "progress": progress, "watch": watch}
     given |= ABLATION[cell.method] if cell.tree == "ablation" else {"prepared": prepared}
-    requests, splits = [], make_splits(dataset, cell.task, cell.seed)
+    requests, outputs, splits = [], [], make_splits(dataset, cell.task, cell.seed)
     for number, split in enumerate(splits):
         row = spec["hyperparameters"] if len(splits) == 1 else spec["hyperparameters"][number]
-        seed = derive_seed(cell.seed, "request", number) if number else cell.seed
         state = partial.with_suffix(f".request{number}.pt") if partial and len(splits) > 1 else partial
-        accuracy_before = accuracy(predict(f, dataset.test), dataset.test.labels)
-        chosen = settings(row, seed=seed, partial=state, test_accuracy=accuracy_before, **given)
-        earlier, started = seconds_before(state), time.perf_counter()
-
-        f = METHODS[spec["method"]].unlearn(f, split, chosen)
-        if spec["device"] == "cuda":
-            torch.cuda.synchronize()
-        seconds = earlier + time.perf_counter() - started
-        metrics = evaluate(f, dataset, split.so_far(), cell.seed, spec["threads"])
+        before = accuracy(predict(f, dataset.test), dataset.test.labels)
+        chosen = settings(row, seed=request_seed(cell, number), partial=state, test_accuracy=before, **given)
+        f, seconds = timed(METHODS[spec["method"]].unlearn, f, split, chosen)
+        metrics, found = evaluate(f, dataset, split.so_far(), cell.seed, spec["threads"])
         requests.append({"metrics": metrics, "time_s": seconds})
+        outputs.append(found)
 
     total = sum(request["time_s"] for request in requests)
     record = {**names(cell), "metrics": metrics, "time_s": total, "config": spec, **circumstances(spec, jobs)}
     record |= {"requests": requests} if len(requests) > 1 else {}
     members = len(f.members) if isinstance(f, models.Ensemble) else 0
     stored = {"model": dataset.model, "classes": len(dataset.classes), "members": members, "config": spec}
-    return record, stored | {"state": models.cpu_state(f)}
+    return record, stored | {"state": models.cpu_state(f)}, outputs
+
+
+def request_seed(cell, number):
+    """The seed of all that a method draws for a cell's request. Floor is Retrain from other weights."""
+    seed = derive_seed(cell.seed, "floor") if cell.method == "Floor" else cell.seed
+    return derive_seed(seed, "request", number) if number else seed
+
+
+def timed(unlearn, f, split, chosen):
+    """The unlearned model, and the seconds that it took, those before an interruption included."""
+    earlier, started = seconds_before(chosen.partial), time.perf_counter()
+    f_u = unlearn(f, split, chosen)
+    if split.train.device.type == "cuda":
+        torch.cuda.synchronize()
+    return f_u, earlier + time.perf_counter() - started
+
+
+def run_audit(cell, spec, dataset, outputs, retrain=None, references=None, progress=False):
+    """Audit a cell's model from its outputs after each request, beside Retrain's and the reference models'."""
+    splits = [split.so_far() for split in make_splits(dataset, cell.task, cell.seed)]
+    compared = zip(outputs, splits, retrain or [None] * len(splits))
+    found = [{"metrics": audit(own, dataset, split, references, theirs)} for own, split, theirs in compared]
+    requests = {"requests": found} if len(found) > 1 else {}
+    return {**names(cell), **found[-1], **requests, "config": spec}
 
 
 def run_relearning(cell, spec, dataset, stored, progress=False):
@@ -243,8 +277,8 @@ def provenance(config, program="main.py"):
     """The command behind a run's cells, with every setting that determines numbers, and the code's commit."""
     words, chosen = ["python", *program.split()], vars(config) | {"device": resolve_device(config)}
     for name in ("dataset", "tasks", "methods", "seeds", "study", "device", "threads", "batch_size", "image_size",
-                 "pretrain_epochs", "retrain_epochs", "override", "trials"):  # fmt: skip
-        if chosen.get(name) not in (None, ()):
+                 "pretrain_epochs", "retrain_epochs", "label_noise", "override", "trials"):  # fmt: skip
+        if chosen.get(name) not in (None, (), 0):
             values = chosen[name] if isinstance(chosen[name], tuple) else (chosen[name],)
             words += [f"--{name.replace('_', '-')}", *map(str, values)]
     return {"command": shlex.join(words), "commit": commit()}

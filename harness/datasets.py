@@ -14,7 +14,7 @@ from sklearn.model_selection import train_test_split
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST, ImageFolder
 from tqdm import tqdm
 
-from data import Dataset, Images, generator
+from data import Dataset, Images, generator, mislabelled
 from harness.store import UserError, load_or_set_aside, load_tensors, save_tensors
 from hyperparameters import FAMILIES
 
@@ -25,15 +25,18 @@ CNN_SIDE = 28
 FEWEST_TEST_IMAGES = 3  # 40 % of them train the membership attack: at least one
 
 
-def load(name, root, image_size=None, progress=False):
-    """Load a data set by its name in the configuration, on the CPU.
+def load(name, root, image_size=None, label_noise=0, progress=False):
+    """Load a data set by its name in the configuration, on the CPU, with `label_noise` percent of wrong labels.
 
     Looked for under `root`: torchvision's own files, then the image-folder tree ``<name>/{train,test}/<class>/*``;
     else a built-in set is downloaded by torchvision, which verifies its checksums. OptDigits needs no files.
     `image_size` is the side of ResNet-18's images: 224 for CIFAR and 64 for own data unless given. A UserError names
     a damaged file, or the places that were searched.
     """
-    root = Path(root)
+    return mislabelled(_load(name, Path(root), image_size, progress), label_noise)
+
+
+def _load(name, root, image_size, progress):
     if name == "OptDigits":
         return _optdigits()
     tree = root / name

@@ -38,6 +38,8 @@ def check(config):
         value = min(given) if isinstance(given, tuple) else given
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} {value:g}: must be at least {least}")
+    if not 0 <= config.label_noise < 100:
+        raise UserError(f"--label-noise {config.label_noise:g}: must be a percentage from 0 to below 100")
     if config.cluster and "efficiency" in STUDIES[config.study]:
         raise UserError(f"--study {config.study} times cells on one quiet machine; run it without --cluster")
     for text in config.override:
@@ -58,31 +60,55 @@ class Plan:
     def __init__(self, dataset, tasks, config):
         self.dataset, self.config = dataset, config
         self.pretrained_spec = cells.pretrained_spec(dataset, dataset.fingerprint(), config)
-        self.specs, self.records, self.unlike, self.f_o, self.prepared = {}, {}, {}, None, {}
+        self.specs, self.records, self.unlike, self.prepared = {}, {}, {}, {}
+        self.f_o = self.references = None
         self.provenance = cells.provenance(config)
         for task in tasks:
             for seed in config.seeds:
                 splits = make_splits(dataset, task, seed)
                 for tree in STUDIES[config.study]:
-                    for method in self.methods(tree):
+                    for method in self.methods(tree, seed):
                         self.add(Cell(dataset.name, task, method, seed, tree), splits)
 
-    def methods(self, tree):
-        """The ablation has its own methods; those they are compared with are in the plain tree."""
-        plain = ("Retrain", "Original", "CaMU") if self.config.study == "ablation" else self.config.methods
-        return tuple(ABLATION) if tree == "ablation" else plain
+    def methods(self, tree, seed):
+        """The ablation has its own methods; those they are compared with are in the plain tree. One floor is enough."""
+        if tree == "ablation":
+            return tuple(ABLATION)
+        methods = ("Retrain", "Original", "CaMU") if self.config.study == "ablation" else self.config.methods
+        floor = self.config.study in ("floor", "paper") and tree in ("cells", "audit") and seed == self.config.seeds[0]
+        return (*methods, "Floor") if floor and "Retrain" in methods else methods
 
     def add(self, cell, splits, **hyperparameters):
         """Ask for a cell, with `hyperparameters` in place of the table's, and find out whether it is finished."""
-        spec = cells.cell_spec(cell, self.dataset, splits, self.pretrained_spec, self.config)
+        if cell.tree == "audit":
+            spec = self.audit_spec(cell)
+        else:
+            spec = cells.cell_spec(cell, self.dataset, splits, self.pretrained_spec, self.config)
         if hyperparameters:
             spec["hyperparameters"] |= hyperparameters
         self.specs[cell] = spec
         record = load_or_set_aside(cell.path(self.config), read_record)
-        if record is not None and record["config"] == spec:
+        if record is not None and record["config"] == (record["config"] | spec if cell.tree == "audit" else spec):
             self.records[cell] = record
-        elif record is not None and not self.config.overwrite:
+        elif record is not None and not self.config.overwrite and cell.tree != "audit":
             self.unlike[cell] = differences(record["config"], spec)
+
+    def audit_spec(self, cell):
+        """What an audit is made from, as far as it is there: an earlier one that was made from more will do."""
+        beside, retrain = replace(cell, tree="cells"), replace(cell, tree="cells", method="Retrain")
+        spec = {"cell": cells.key(self.specs[beside])}
+        if retrain in self.specs and retrain != beside:
+            spec["retrain"] = cells.key(self.specs[retrain])
+        if "SISA" in self.config.methods:
+            spec["references"] = cells.key(self.shards("SISA")[0])
+        return spec
+
+    def shards(self, method):
+        """What determines a method's preparation before any request, and its hyperparameters."""
+        epochs = self.config.pretrain_epochs, self.config.retrain_epochs
+        training = training_row(self.dataset.name, self.dataset.model, *epochs)
+        row = hyperparameters_of(method, self.dataset.name, "random", training, self.config.override)
+        return self.pretrained_spec | row, row
 
     def refuse_unlike(self):
         """Raise a UserError if a cell was made with another configuration and is not to be overwritten."""
@@ -92,9 +118,24 @@ class Plan:
             raise UserError(f"{unlike}; use --overwrite to redo it, or another --results-dir")
 
     def todo(self, tree):
-        """The cells of a tree that are not finished, or whose unlearned model is needed and missing."""
+        """The cells of a tree that are not finished, or whose unlearned model or outputs are needed and missing."""
         asked = [cell for cell in self.specs if cell.tree == tree]
-        return [cell for cell in asked if cell not in self.records or self.needs_model(cell)]
+        return [
+            cell for cell in asked if cell not in self.records or self.needs_model(cell) or self.needs_outputs(cell)
+        ]
+
+    def needs_outputs(self, cell):
+        """Whether an audit that is not finished reads the cell's outputs, and they are missing."""
+        audits = [one for one in self.specs if one.tree == "audit" and one not in self.records]
+        if cell.method != "Retrain":
+            audits = [one for one in audits if one.method == cell.method]
+        wanted = any((one.task, one.seed) == (cell.task, cell.seed) for one in audits)
+        return cell.tree == "cells" and wanted and self.outputs(cell) is None
+
+    def outputs(self, cell):
+        """The outputs after each request; None where they are missing or of another configuration."""
+        stored = load_or_set_aside(cell.outputs_path(self.config), load_tensors)
+        return stored["requests"] if stored is not None and stored["config"] == self.specs[cell] else None
 
     def needs_model(self, cell):
         """Whether the unlearned model must be kept, for the user or for relearning, and is missing."""
@@ -106,23 +147,25 @@ class Plan:
         return stored is None or stored["config"] != self.specs[cell]
 
     def prepare(self):
-        """Load or train what several unfinished cells need: the pre-unlearning model, then SISA's shards."""
+        """Load or train what several unfinished cells need: the pre-unlearning model, SISA's shards, what they say."""
         todo = [cell for tree in STUDIES[self.config.study] if tree != "relearn" for cell in self.todo(tree)]
-        if not todo:
-            return
-        name, model = self.dataset.name, self.dataset.model
-        if self.f_o is None:
+        auditing = any("references" in self.specs[cell] for cell in todo if cell.tree == "audit")
+        todo = [cell for cell in todo if cell.tree != "audit"]
+        if todo and self.f_o is None:
             self.f_o = self.make_once(cells.pretrain, {"pretrained": (self.pretrained_spec, {})})["pretrained"]
             found = {part: f"{value:.2f} % ({part})" for part, value in self.f_o["accuracy"].items()}
-            print(f"{name}: pre-unlearning model, accuracy {', '.join(found.values())}")
-        training = training_row(name, model, self.config.pretrain_epochs, self.config.retrain_epochs)
-        for method in sorted({self.specs[cell]["method"] for cell in todo}):
+            print(f"{self.dataset.name}: pre-unlearning model, accuracy {', '.join(found.values())}")
+        for method in sorted({self.specs[cell]["method"] for cell in todo} | ({"SISA"} if auditing else set())):
             if hasattr(METHODS[method], "prepare_shard"):
-                row = hyperparameters_of(method, name, "random", training, self.config.override)
-                spec, more = self.pretrained_spec | row, {"method": method, "row": row}
+                spec, row = self.shards(method)
+                more = {"method": method, "row": row}
                 shards = {f"{method}-shard{k}": (spec, more | {"shard": k}) for k in range(row["shards"])}
                 made = self.make_once(cells.prepare_shard, shards)
                 self.prepared[method] = [part["states"] for part in made.values()]
+        if auditing:
+            spec, row = self.shards("SISA")
+            wanted = {"references": (spec, {"row": row, "prepared": self.prepared["SISA"]})}
+            self.references = self.make_once(cells.audit_references, wanted)["references"]
 
     def make_once(self, function, wanted):
         """Checkpoints by name, loaded where they exist, else made by `function` and kept.
@@ -160,13 +203,23 @@ class Plan:
             raise UserError(f"{path} is of another configuration: has another run the same --checkpoints-dir?")
         return {"cell": cell, "spec": self.specs[cell], "dataset": self.dataset, "stored": stored}
 
+    def auditing(self, cell):
+        """The arguments of `cells.run_audit`."""
+        spec, beside = self.specs[cell], replace(cell, tree="cells")
+        retrain = self.outputs(replace(beside, method="Retrain")) if "retrain" in spec else None
+        references = (self.references["train"], self.references["test"]) if "references" in spec else None
+        compared = {"outputs": self.outputs(beside), "retrain": retrain, "references": references}
+        return {"cell": cell, "spec": spec, "dataset": self.dataset, **compared}
+
     def partial_path(self, cell):
         """Where an unlearning keeps its state. A timing never continues a plain run."""
         return cell.model_path(self.config).parent / f"{cells.key(self.specs[cell])}-{cell.tree}.partial.pt"
 
     def keep(self, cell, result):
         """Save what a cell's call returned."""
-        record, stored = result if isinstance(result, tuple) else (result, None)
+        record, stored, outputs = result if isinstance(result, tuple) else (result, None, None)
+        if outputs and cell.tree == "cells" and replace(cell, tree="audit") in self.specs:
+            store.save_tensors(cell.outputs_path(self.config), {"config": self.specs[cell], "requests": outputs})
         if cell not in self.records:
             self.records[cell] = record | self.provenance
             store.save_atomically(cell.path(self.config), (json.dumps(self.records[cell], indent=1) + "\n").encode())
@@ -177,13 +230,13 @@ class Plan:
     def listing(self):
         """For --dry-run: a table of the seeds that are done, missing, or made with another configuration."""
         groups, todo = {}, {cell for tree in STUDIES[self.config.study] for cell in self.todo(tree)}
-        for cell in self.specs:
+        for cell in [cell for cell in self.specs if cell.tree != "audit"]:  # audits take no time
             groups.setdefault((cell.tree, cell.task.name, cell.method), []).append(cell)
         rows = []
         for place, group in groups.items():
             done = [str(cell.seed) for cell in group if cell not in todo]
             missing = [cell for cell in group if cell in todo and cell not in self.unlike]
-            missing = [f"{cell.seed}{' (its model)' if cell in self.records else ''}" for cell in missing]
+            missing = [f"{cell.seed}{' (its model or outputs)' if cell in self.records else ''}" for cell in missing]
             unlike = [f"{cell.seed} ({', '.join(self.unlike[cell])})" for cell in group if cell in self.unlike]
             done, missing, unlike = (" ".join(found) or "-" for found in (done, missing, unlike))
             rows.append([*place, done, missing, self.last_time(group[0]), unlike])

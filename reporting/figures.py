@@ -40,6 +40,7 @@ def draw_figures(cells):
             figures[f"relearning-{task}{end}"] = draw_relearning(curves, task, datasets, stats)
             figures[f"gap-time-{task}{end}"] = draw_gap_time(stats, task, datasets)
             figures[f"bars-{task}{end}"] = draw_bars(stats, task, datasets)
+            figures[f"audit-{task}{end}"] = draw_audit(stats, task, datasets)
     return {name: figure for name, figure in figures.items() if figure}
 
 
@@ -175,6 +176,32 @@ def draw_bars(stats, task, datasets):
         missing = [method for method in OTHERS if any((method, name) not in found for name in metrics)]
         set_title(axis, stats, place, [value.seeds for value in found.values()], missing)
     axis.set_xlabel("metric, with Retrain's value [%]")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def draw_audit(stats, task, datasets):
+    """RMIA_AUC on the way from Original's to Retrain's: a panel per data set, a mark per method; None without any."""
+    datasets = [name for name in datasets if ("cells", name, task, "Retrain", "RMIA_AUC") in stats]
+    if not datasets:
+        return None
+    handles = {"Retrain": Line2D([], [], **RETRAIN_LINE), "Original": Line2D([], [], **ORIGINAL_LINE)}
+    figure, axes = panels(handles, len(datasets))
+    for axis, dataset in zip(axes[:, 0], datasets):
+        place = ("cells", dataset, task)
+        found = {m: stats[*place, m, "RMIA_AUC"] for m in METHODS if (*place, m, "RMIA_AUC") in stats}
+        retrain, methods = found["Retrain"], [method for method in found if method not in ("Retrain", "Original")]
+        axis.axvspan(retrain.mean - retrain.std, retrain.mean + retrain.std, **RETRAIN_BAND, linewidth=0)
+        axis.axvline(retrain.mean, **RETRAIN_LINE)
+        if "Original" in found:
+            axis.axvline(found["Original"].mean, **ORIGINAL_LINE)
+        for row, method in enumerate(methods):
+            axis.errorbar(
+                found[method].mean, row, xerr=found[method].std, **style(method, 4, linestyle=""), label=method
+            )
+        axis.set(yticks=range(len(methods)), yticklabels=methods, ylim=(len(methods) - 0.5, -0.5))
+        set_title(axis, stats, place, [stat.seeds for stat in found.values()], set(METHODS) - set(found))
+    axes[-1, 0].set_xlabel("RMIA_AUC [%]")
     return figure
 
 

@@ -34,6 +34,11 @@ the largest difference between our Retrain and the paper's, in points."""
 CLAIMS_REMARK = """\
 What the paper's text says about CaMU, checked against the cells. CaMU is ranked among the methods besides Retrain that
 keep their model, on the seeds that all of them have. If one of the paper's methods is missing, nothing is ranked."""
+AUDIT_REMARK = """\
+Ours: the paper has none of it. RMIA asks how well a stronger attack tells D_f from test samples (of the forgotten
+classes, in class removal): 50 is chance, Retrain's value is what unlearning should give, Original's what there was to
+remove. `JS_f` is the divergence from Retrain's outputs on D_f in bits, `churn` the percentage of test predictions that
+differ from Retrain's. Floor is Retrain from other weights, one seed. `ToW` is 1 where accuracies equal Retrain's."""
 REMARKS = {
     "Table 4": "The paper's printed averages agree with its entries, except for T-S. Its MIA values for SISA are those "
     "of an attack that always answers “non-member”: they say nothing about SISA's models.",
@@ -43,6 +48,7 @@ REMARKS = {
 TITLES = {"cells": "effectiveness", "ablation": "ablation", "efficiency": "time", "relearn": "relearning"}
 PICTURES = {
     "relearning": "How far A_r and A_f are from their values before, while the unlearned model learns D_r again.",
+    "audit": "RMIA_AUC: unlearning takes it from Original's (dotted) to Retrain's (line, with its std).",
     "bars": "The metrics minus Retrain's. Retrain's own values stand below the names.",
     "gap-time": "Gap against time relative to Retrain's. Lower left is better. The dotted line is Original's gap.",
 }
@@ -61,6 +67,8 @@ def report(cells, figures):
         glance(cells, stats, paper),
     ]
     parts += ["## The paper's claims", CLAIMS_REMARK, tables.claims_table(cells)] if datasets else []
+    if audits := tables.audit_table(stats, places_of(cells)):
+        parts += ["## The audit", AUDIT_REMARK, audits]
     for name, (tree, tasks, metrics) in tables.TABLES.items():
         table = tables.paper_table(stats, paper, name, datasets)
         if table:
@@ -86,9 +94,14 @@ def missing(cells):
 
 
 def glance(cells, stats, paper):
-    """A row for every (data set, task), those of the paper first."""
+    """A row for every (data set, task)."""
+    return tables.glance_table(stats, paper, places_of(cells))
+
+
+def places_of(cells):
+    """Every (data set, task), those of the paper first."""
     places = [(dataset, task) for task in PAPER_TASKS for dataset in PAPER_DATASETS]
-    return tables.glance_table(stats, paper, in_order({*zip(cells.dataset, cells.task)}, places))
+    return in_order({*zip(cells.dataset, cells.task)}, places)
 
 
 def made_by(cells):

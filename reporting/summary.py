@@ -7,19 +7,22 @@ from typing import NamedTuple
 import pandas as pd
 
 from config import TREES
+from harness.cells import key
 from harness.store import UserError, read_record
-from metrics import METRICS, gap
+from metrics import AUDIT, METRICS, gap, tug_of_war
 
 PAPER_VALUES = Path(__file__).parent.parent / "results" / "paper_values.csv"
 PAPER_DATASETS = ("Digit", "Fashion", "CIFAR10", "CIFAR100")
 PAPER_TASKS = ("random10", "class0", "random15", "random20", "class1", "class2")
 MAIN_TASKS = PAPER_TASKS[:2]
-REFERENCES = ("Retrain", "Original")  # what methods are compared with, never ranked among them
+REFERENCES = ("Retrain", "Floor", "Original")  # what methods are compared with, never ranked among them
 CLEAN = ("A_r_clean", "A_f_clean")
 MOVES = ("moved_A_r", "moved_A_f")
-MEASURED = (*METRICS, *CLEAN, "start_A_r", *MOVES)  # the columns of cells that are averaged
+MEASURED = (*METRICS, *CLEAN, *AUDIT, "start_A_r", *MOVES)  # the columns of cells that are averaged
 PLACE = ["tree", "dataset", "task"]
-DIRECTIONS = {**dict.fromkeys(("A_r", "A_f", "MIA", *CLEAN), "≈"), "A_ts": "↑", "A_ts_r": "↑"}  # all others: ↓
+CELL = ["dataset", "task", "method", "seed"]
+DIRECTIONS = {**dict.fromkeys(("A_r", "A_f", "MIA", *AUDIT[:2], *CLEAN), "≈")}
+DIRECTIONS |= dict.fromkeys(("A_ts", "A_ts_r", "ToW"), "↑")  # all others: ↓
 LOST = 20  # points of A_r under Retrain's from which a model counts as lost
 
 
@@ -46,9 +49,17 @@ def read_cells(results_dir):
 
 
 def frame(rows):
-    """A DataFrame of `rows_of` cells with all metrics as columns, nan where a cell has none."""
-    cells = pd.DataFrame(rows)
+    """A DataFrame of `rows_of` cells with all metrics as columns, nan where there is none. Audits join their cells."""
+    audits = {tuple(row[name] for name in CELL): row for row in rows if row["tree"] == "audit"}
+    cells = pd.DataFrame([row | audited(row, audits) for row in rows if row["tree"] != "audit"])
     return cells.reindex(columns=[*cells, *(name for name in MEASURED if name not in cells)])
+
+
+def audited(row, audits):
+    """The audit's metrics of a cell's row; none where its audit is of an earlier cell of that name."""
+    audit = audits.get(tuple(row[name] for name in CELL), {"config": {}})
+    current = row["tree"] == "cells" and audit["config"].get("cell") == key(row["config"])
+    return {name: audit[name] for name in AUDIT if current and name in audit}
 
 
 def rows_of(tree, record):
@@ -84,10 +95,10 @@ def summarise(cells):
     """Everything that is measured, averaged: (tree, dataset, task, method, metric) -> Stat.
 
     The metrics are those of the cells; of relearning `start_A_r`, `moved_A_r` and `moved_A_f`; and `time_s`. `gap`,
-    `MIA_diff` (|MIA - Retrain's MIA|) and `ratio` (of the times) compare with Retrain on the seeds that both have. They
-    come from the means and have no std (nan). Times are those under the conditions of most of Retrain's cells; others
-    are left out, and without recorded conditions there is no ratio. The ablation gets the plain run's Retrain, Original
-    and CaMU.
+    `MIA_diff` (|MIA - Retrain's MIA|), `ToW` and `ratio` (of the times) compare with Retrain on the seeds that both
+    have. They come from the means and have no std (nan), but `ToW` is taken seed by seed. Times are those under the
+    conditions of most of Retrain's cells; others are left out, and without recorded conditions there is no ratio. The
+    ablation gets the plain run's Retrain, Original and CaMU.
     """
     stats = {}
     for place, group in with_base(cells).groupby(PLACE, sort=False):
@@ -109,15 +120,17 @@ def stat(values):
 
 
 def distances(cells, retrain):
-    """A method's `gap` and `MIA_diff`, over the seeds that it and Retrain have; cells indexed by seed."""
+    """A method's `gap`, `MIA_diff` and `ToW`, over the seeds that it and Retrain have; cells indexed by seed."""
     names = [name for name in METRICS if name in retrain and retrain[name].notna().any()]
     ours, theirs = (rows[names].dropna() for rows in (cells, retrain))
     seeds = ours.index.intersection(theirs.index) if names else []
     if not len(seeds):
         return {}
-    ours, theirs = ours.loc[seeds].mean(), theirs.loc[seeds].mean()
+    ours, theirs = ours.loc[seeds], theirs.loc[seeds]
+    tow = stat(pd.Series([tug_of_war(ours.loc[seed], theirs.loc[seed]) for seed in seeds]))
+    ours, theirs = ours.mean(), theirs.mean()
     found = {"gap": gap(ours, theirs), "MIA_diff": float(abs(ours["MIA"] - theirs["MIA"]))}
-    return {name: Stat(value, math.nan, len(seeds)) for name, value in found.items()}
+    return {name: Stat(value, math.nan, len(seeds)) for name, value in found.items()} | {"ToW": tow}
 
 
 def time_ratio(cells, retrain):
@@ -129,7 +142,7 @@ def time_ratio(cells, retrain):
 def with_base(cells):
     """The cells with those of the plain run that the ablation's stand beside: its seeds of them."""
     ablated = cells.loc[cells.tree == "ablation", ["dataset", "task", "seed"]].drop_duplicates()
-    plain = cells[(cells.tree == "cells") & cells.method.isin([*REFERENCES, "CaMU"])]
+    plain = cells[(cells.tree == "cells") & cells.method.isin(["Retrain", "Original", "CaMU"])]
     base = plain.merge(ablated, on=["dataset", "task", "seed"]).assign(tree="ablation")
     return pd.concat([cells, base]).drop_duplicates([*PLACE, "method", "seed"], ignore_index=True)
 

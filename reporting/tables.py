@@ -2,7 +2,7 @@
 
 from baselines import METHODS
 from camu import ABLATION
-from metrics import METRICS
+from metrics import AUDIT, METRICS
 from reporting import summary
 from reporting.claims import answers
 from reporting.summary import CLEAN, DIRECTIONS, MAIN_TASKS, MOVES, PAPER_TASKS, REFERENCES, Stat, is_lost, rank
@@ -25,6 +25,7 @@ TABLES = {
 }
 ROWS = (*REFERENCES, *ABLATION, *(method for method in METHODS if method not in REFERENCES))
 LABELS = {"time_s": "time [s]", "ratio": "time ÷ Retrain's", "moved_A_r": "A_r moved", "moved_A_f": "A_f moved"}
+NOT_BESIDE = ("MIA", *AUDIT, "ToW", "time_s", "ratio")  # have tables of their own
 MARKS = {0: "{}", 1: "**{}**", 2: "<ins>{}</ins>"}
 VERDICTS = {True: "holds", False: "**does not**", None: "not measured"}
 
@@ -38,9 +39,11 @@ def terminal_table(stats, place):
     by_method = {method: at(stats, place, method) for method in ROWS if at(stats, place, method)}
     retrain = by_method.get("Retrain", {})
     other_time = "time_s" if "ratio" in retrain else "ratio"
-    shown = [name for name in measured_metrics(stats, place) if name not in (*CLEAN, other_time)]
+    measured = measured_metrics(stats, place)
+    left_out = {*CLEAN, *AUDIT[1:], other_time} | ({"A_ts"} if "A_ts_r" in measured else set())
+    shown = [name for name in measured if name not in left_out]
     words = ["forgets"] if "A_r" in retrain else []
-    rows = [["", *("time" if name == "ratio" else name for name in shown), *words]]
+    rows = [["", *({"ratio": "time", "RMIA_AUC": "RMIA"}.get(name, name) for name in shown), *words]]
     for method, found in by_method.items():
         numbers = [text(found.get(name), "-").replace(" ", "") for name in shown]
         rows.append([method, *numbers, *(forgets(stats, place, method) for _ in words)])
@@ -50,7 +53,14 @@ def terminal_table(stats, place):
     title += "the most that accuracies moved, in points" if tree == "relearn" else "metrics in percent"
     title += f", time ÷ Retrain's {retrain['time_s'].mean:.2f} s" if "ratio" in retrain else ""
     lines = (" ".join(entry.rjust(width) for entry, width in zip(row, widths)) for row in rows)
-    return "\n".join([title, *lines])
+    return "\n".join([title, *lines, *without(shown, tree)])
+
+
+def without(shown, tree):
+    """One line on what a table cannot have."""
+    lacks = [] if "ToW" in shown else ["no Retrain, so no gap, ToW, JS_f and churn"]
+    lacks += [] if "RMIA_AUC" in shown else ["no SISA, whose shards RMIA compares with"]
+    return [f"({'; '.join(lacks)})"] if lacks and tree == "cells" else []
 
 
 def at(stats, place, method):
@@ -95,7 +105,7 @@ def entries(stats, place, metric, methods):
     marks = rank({method: stat.mean for method, stat in found.items()}, metric, lost)
     shown = {m: f"{MARKS[marks.get(m, 0)].format(text(stat))} ({stat.seeds})" for m, stat in found.items()}
     shown |= {method: f"<del>{shown[method]}</del>" for method in lost}
-    if metric in ("gap", "MIA_diff"):
+    if metric in ("gap", "MIA_diff", "ToW", "JS_f", "churn"):
         shown["Retrain"] = "–"
     return [shown.get(method, "missing") for method in methods]
 
@@ -103,7 +113,7 @@ def entries(stats, place, metric, methods):
 def measured_metrics(stats, place):
     """The metrics that a (tree, dataset, task) has, in order."""
     found = {key[4] for key in stats if key[:3] == place}
-    return [name for name in (*METRICS, *CLEAN, *MOVES, "gap", "time_s", "ratio") if name in found]
+    return [name for name in (*METRICS, *CLEAN, *MOVES, *AUDIT, "gap", "ToW", "time_s", "ratio") if name in found]
 
 
 def metric_rows(stats, place, metrics, methods, published=None):
@@ -125,16 +135,26 @@ def paper_table(stats, paper, name, datasets):
     `stats` and `paper` are from `summarise` and `read_paper_values`, `name` is one of TABLES.
     """
     tree, tasks, metrics = TABLES[name]
-    methods = [*REFERENCES, *ABLATION, "CaMU"] if tree == "ablation" else list(METHODS)
+    methods = ["Retrain", "Original", *ABLATION, "CaMU"] if tree == "ablation" else list(METHODS)
     published = {key[1:]: value for key, value in paper.items() if f"Table {key[0]}" == name}
     rows = []
     for dataset, task in [(dataset, task) for task in tasks for dataset in datasets]:
         known = measured_metrics(stats, (tree, dataset, task))
-        more = [m for m in known if tree == "cells" and metrics != ("MIA",) and m not in ("MIA", "time_s", "ratio")]
+        more = [m for m in known if tree == "cells" and metrics != ("MIA",) and m not in NOT_BESIDE]
         shown = dict.fromkeys((*metrics, *more, *(["gap"] if tree == "ablation" else [])))
         rows += metric_rows(stats, (tree, dataset, task), shown, methods, published) if known else []
     if rows and metrics == ("MIA",):
         rows += mia_rows(stats, published, [(dataset, task) for task in tasks for dataset in datasets])
+    return stats_table(rows, methods) if rows else ""
+
+
+def audit_table(stats, places):
+    """The audit of each (dataset, task) of `places` that has one; "" without any."""
+    methods = [*REFERENCES, *(method for method in METHODS if method not in REFERENCES)]
+    rows = []
+    for place in (("cells", *place) for place in places):
+        known = measured_metrics(stats, place)
+        rows += metric_rows(stats, place, [name for name in (*AUDIT, "ToW") if name in known], methods) if known else []
     return stats_table(rows, methods) if rows else ""
 
 

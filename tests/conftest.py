@@ -163,5 +163,6 @@ def write_random(folder, dataset="Digit", tree="cells", methods=RANDOM, task="ra
 
 
 def records(folder):
-    """Path relative to `folder` -> the record, of all cells below it."""
-    return {path.relative_to(folder): json.loads(path.read_text()) for path in sorted(folder.rglob("seed*.json"))}
+    """Path relative to `folder` -> the record, of all cells below it; audits aside."""
+    paths = [path for path in sorted(folder.rglob("seed*.json")) if "audit" not in path.parts]
+    return {path.relative_to(folder): json.loads(path.read_text()) for path in paths}

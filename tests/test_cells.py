@@ -87,7 +87,7 @@ def compute():
     def run(cell, **given):
         spec, prepared = spec_of(cell), None
         if cell.method == "SISA":
-            row = spec["hyperparameters"]
+            row = spec_of(replace(cell, task=parse_task("class0")))["hyperparameters"]
             prepared = [cells.prepare_shard(k, "SISA", row, dataset, pretrained)["states"] for k in range(2)]
         return run_cell(cell, spec, dataset, f_o_state, prepared, **given)
 
@@ -140,21 +140,21 @@ def test_on_a_cluster_the_gpus_of_its_workers_count():
 
 def test_numbers_do_not_depend_on_what_ran_before(compute):
     """Nor do vanishing numbers count, whatever the process was set to."""
-    record, stored = compute(cell())
+    record, stored, _ = compute(cell())
     compute(cell("Retrain", seed=1))
     torch.manual_seed(5)
     torch.set_flush_denormal(False)
-    again, stored_again = compute(cell())
+    again, stored_again, _ = compute(cell())
     assert again["metrics"] == record["metrics"]
     assert all(torch.equal(stored["state"][name], stored_again["state"][name]) for name in stored["state"])
     assert torch.tensor([1e-39]).mul(1).count_nonzero() == 0
-    other, _ = compute(cell(task="random20", seed=1))
+    other, _, _ = compute(cell(task="random20", seed=1))
     assert list(other["metrics"]) == ["A_r", "A_f", "A_ts", "MIA"] and other["metrics"] != record["metrics"]
 
 
 @pytest.mark.parametrize("method, jobs", [("CaMU", 3), ("SISA", None)])
 def test_a_record_says_what_it_is_and_the_stored_model_predicts_as_it_was_evaluated(compute, tmp_path, method, jobs):
-    record, stored = compute(cell(method), jobs=jobs)
+    record, stored, outputs = compute(cell(method), jobs=jobs)
     assert (record["dataset"], record["task"], record["method"], record["seed"]) == ("Toy", "class0", method, 0)
     assert list(record["metrics"]) == ["A_r", "A_f", "A_ts", "A_ts_r", "A_ts_f", "MIA"] and record["time_s"] > 0
     assert record["config"] == stored["config"] == spec_of(cell(method))
@@ -166,26 +166,63 @@ def test_a_record_says_what_it_is_and_the_stored_model_predicts_as_it_was_evalua
     model = cells.load_model(tmp_path / "seed0.pt")
     assert accuracy(predict(model, dataset.test), dataset.test.labels) == record["metrics"]["A_ts"]
     assert len(getattr(model, "members", [])) == (2 if method == "SISA" else 0)
+    (found,) = outputs
+    torch.testing.assert_close(found["test"].float(), predict(model, dataset.test).log(), atol=1e-2, rtol=1e-3)
+    split = make_splits(dataset, parse_task("class0"), 0)[0]
+    of_forget = predict(model, dataset.train)[split.forget].log()
+    torch.testing.assert_close(found["forget"].float(), of_forget, atol=1e-2, rtol=1e-3)
 
 
 def test_an_ablation_runs_with_the_terms_it_keeps(compute):
     """Finetune keeps the class, which nothing asks it to forget."""
-    record, _ = compute(cell("Finetune", "ablation"))
+    record, _, _ = compute(cell("Finetune", "ablation"))
     assert record["method"] == "Finetune" and record["config"]["method"] == "CaMU"
     assert record["metrics"]["A_f"] > compute(cell())[0]["metrics"]["A_f"]
 
 
+def test_a_cell_of_several_requests_holds_what_each_came_to(compute):
+    both, stored, outputs = compute(cell(task="class0>random10"))
+    alone, _, _ = compute(cell())
+    first, last = both["requests"]
+    assert first["metrics"] == alone["metrics"] and last["metrics"] == both["metrics"]
+    assert both["time_s"] == first["time_s"] + last["time_s"] and both["task"] == "class0-then-random10"
+    assert [len(found["forget"]) for found in outputs] == [100, 140]  # of everything forgotten so far
+    assert last["metrics"]["A_f"] < 50 and last["metrics"]["A_ts_f"] < 10  # the first request stays forgotten
+    rows = both["config"]["hyperparameters"]
+    assert rows == [spec_of(cell(task=task))["hyperparameters"] for task in ("class0", "random10")]
+    found = cells.run_relearning(
+        cell(tree="relearn", task="class0>random10"),
+        both["config"] | {"relearn": {"epochs": 1, "lr": 1e-3}},
+        make_toy_dataset(),
+        stored,
+    )
+    assert found["A_f"][0] == last["metrics"]["A_f"]
+
+
+def test_retrain_and_sisa_redo_a_further_request_from_what_remains(compute):
+    for method in ("Retrain", "SISA"):
+        both, _, _ = compute(cell(method, task="class0>class1"))
+        once, _, _ = compute(cell(method, task="class0,1"))
+        assert both["metrics"]["A_ts_f"] == once["metrics"]["A_ts_f"] == 0
+
+
+def test_the_floor_is_retrain_from_other_weights(compute):
+    (retrain, _, theirs), (floor, _, ours) = (compute(cell(method)) for method in ("Retrain", "Floor"))
+    assert floor["config"] == retrain["config"] | {"weights": "others"} and floor["method"] == "Floor"
+    assert not torch.equal(theirs[0]["test"], ours[0]["test"])
+
+
 def test_times_go_on_from_an_interrupted_run_and_a_damaged_state_is_set_aside(compute, tmp_path, monkeypatch):
-    undisturbed, stored = compute(cell("Retrain"))
+    undisturbed, stored, _ = compute(cell("Retrain"))
     partial = tmp_path / "x-cells.partial.pt"
     partial.write_bytes(b"no tensors")
     monkeypatch.setattr("training.SAVE_EVERY_S", 0)
-    record, again = compute(cell("Retrain"), partial=partial)
+    record, again, _ = compute(cell("Retrain"), partial=partial)
     assert record["metrics"] == undisturbed["metrics"] and (tmp_path / "x-cells.partial.pt.damaged").exists()
     state = load_tensors(partial)
     assert state["epoch"] == 2
     save_tensors(partial, state | {"seconds": 1000.0})
-    record, again = compute(cell("Retrain"), partial=partial)
+    record, again, _ = compute(cell("Retrain"), partial=partial)
     assert 1000 < record["time_s"] < 1100 and record["metrics"] == undisturbed["metrics"]
     assert same_weights(*(cells.restore_model(one) for one in (stored, again)))
 
@@ -198,7 +235,7 @@ def test_relearning_starts_from_the_stored_model_and_gives_each_of_sisas_its_own
     seen = []
     monkeypatch.setattr(cells, "relearn", relearn)
     monkeypatch.setattr(cells, "RELEARN_EPOCHS", 1)
-    record, stored = compute(cell("SISA"))
+    record, stored, _ = compute(cell("SISA"))
     again = cell("SISA", "relearn")
     found = cells.run_relearning(again, spec_of(again), make_toy_dataset(), stored)
     assert found["config"] == spec_of(again) and found["conditions"] is None
@@ -246,7 +283,7 @@ def test_the_recorded_command_gives_the_same_cells_again(toy_config):
     places = {"data_root", "results_dir", "checkpoints_dir"}
     assert changed == places | {"jobs", "gpus_per_cell", "save_models", "overwrite", "quiet"}
     first, second = (Plan(make_toy_dataset(), parse_tasks(c.tasks), c) for c in (config, again))
-    assert first.specs == second.specs and len(first.specs) == 4 * (3 * 2 + 4)
+    assert first.specs == second.specs and len(first.specs) == 4 * (4 * 2 + 4)
 
 
 def test_the_command_names_what_was_left_to_the_machine_and_quotes_for_the_shell(tmp_path, small_config):

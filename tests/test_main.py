@@ -1,6 +1,7 @@
 """The program as a user runs it: what it prints, what it writes, and how it ends."""
 
 import ast
+import json
 import re
 import resource
 import runpy
@@ -15,6 +16,7 @@ from conftest import ROOT, records, write_tree
 from PIL import Image
 
 import main
+from camu import ABLATION
 from data import Images
 from harness import cells
 from harness.datasets import load
@@ -41,7 +43,10 @@ def test_a_first_run(tmp_path, capsys, monkeypatch):
     shorter = [f"{method}.epochs=1" for method in ("NegGrad", "T-S", "SCRUB", "Unroll", "CaMU")]
     run_as_script("main.py", "--pretrain-epochs", "3", "--retrain-epochs", "2", "--override", *shorter)
     found = records(tmp_path / "runs")
-    assert len(found) == 2 * 8
+    assert len(found) == 2 * 9
+    for path in found:
+        audit = json.loads(Path(tmp_path, "runs/audit", *path.parts[1:]).read_text())["metrics"]
+        assert list(audit) == ["RMIA_AUC", "RMIA_TPR1", *(["JS_f", "churn"] if "Retrain" not in path.parts else [])]
     for record in found.values():
         class_removal = ["A_ts_r", "A_ts_f"] if record["task"] == "class0" else []
         assert list(record["metrics"]) == ["A_r", "A_f", "A_ts", *class_removal, "MIA"]
@@ -57,7 +62,7 @@ def test_a_first_run(tmp_path, capsys, monkeypatch):
         assert re.search(
             rf"\nOptDigits, {task}: 1 seed, metrics in percent, time ÷ Retrain's \d+\.\d\d s\n", printed.out
         )
-    assert "Cells, one JSON file each: runs/ (cells)" in lines
+    assert "Cells, one JSON file each: runs/ (cells, audit)" in lines
     assert lines[-1] == "Tables and figures beside the paper's: python report.py --results-dir runs"
     assert "it/s" not in printed.err and "cell/s" not in printed.err  # no bars where there is no terminal
 
@@ -104,7 +109,9 @@ def test_a_dry_run_lists_the_cells_of_all_data_sets_and_does_nothing(toy_config,
     for name in ("pretrain", "prepare_shard", "run_cell"):
         monkeypatch.setattr(cells, name, lambda **_: pytest.fail("trained"))
     config = replace(toy_config, methods=("Retrain", "SISA"), dry_run=True)
-    main.main(replace(config, checkpoints_dir=str(tmp_path / "none")))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
+    main.main(config)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")} == before
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[3:]]
     assert [row[:5] for row in rows] == [
         ["cells", "class0", "Retrain", "0", "-"],
@@ -123,8 +130,8 @@ def test_a_run_of_all_studies(toy_config, tmp_path, capsys):
     main.main(config)
     found = records(tmp_path / "results")
     kinds = {(path.parts[0], path.parts[3]) for path in found}
-    ablation = {("ablation", name) for name in ("Finetune", "Remain-alignment", "Counterfactual")}
-    assert kinds == ablation | {(t, m) for t in ("cells", "relearn", "efficiency") for m in ("Retrain", "CaMU")}
+    others = {("ablation", name) for name in ABLATION} | {("cells", "Floor")}
+    assert kinds == others | {(t, m) for t in ("cells", "relearn", "efficiency") for m in ("Retrain", "CaMU")}
     for method in ("Retrain", "CaMU"):
         curve, cell, timed = (
             found[Path(tree, "Toy/class0", method, "seed0.json")] for tree in ("relearn", "cells", "efficiency")
@@ -139,7 +146,9 @@ def test_a_run_of_all_studies(toy_config, tmp_path, capsys):
         "relearn, 1 seed, the most that accuracies",
     ):
         assert f"Toy, class0: {text.removeprefix('class0: ')}" in printed
-    assert "(cells, ablation, relearn, efficiency)" in printed
+    assert "(cells, audit, ablation, relearn, efficiency)" in printed
+    floor = json.loads((tmp_path / "results/audit/Toy/class0/Floor/seed0.json").read_text())["metrics"]
+    assert floor.keys() == {"JS_f", "churn"}  # RMIA needs SISA's shards
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
     shutil.rmtree(tmp_path / "checkpoints")  # as after a fresh clone
     main.main(config)
@@ -153,7 +162,7 @@ def test_a_timing_has_nothing_beside_it(toy_config, monkeypatch):
     monkeypatch.setattr("harness.plan.Plan.prepare", lambda _: None)
     monkeypatch.setattr(main, "print_tables", lambda *_: None)
     main.main(replace(toy_config, study="paper", jobs=2))
-    assert jobs == [2, 2, 2, 1]
+    assert jobs == [2, 1, 2, 2, 1]
 
 
 @pytest.mark.slow

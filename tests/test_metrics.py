@@ -113,7 +113,7 @@ def test_an_oracle_is_evaluated(forgotten_class):
     test = make_toy_split(seed=1).train
     test.labels[test.labels == 1] = 2  # the oracle is wrong about all of class 1
     dataset = Dataset("toy", "CNN", split.train, test, tuple("abcd"))
-    found = evaluate(Oracle(), dataset, split, seed=0)
+    found, _ = evaluate(Oracle(), dataset, split, seed=0)
     assert (found["A_r"], found["A_f"], found["A_ts"]) == (100, 100, 75)
     assert 0 <= found["MIA"] <= 100
     classes = () if forgotten_class is None else ("A_ts_r", "A_ts_f")
@@ -126,7 +126,7 @@ def test_forgotten_classes_are_evaluated_apart():
     model = models.build("CNN", 4, seed=0)
     with torch.no_grad():
         model.head[1].bias[:] = torch.tensor([0.0, 100, 0, 0])  # always says class 1
-    found = evaluate(model, dataset, split, seed=0)
+    found, _ = evaluate(model, dataset, split, seed=0)
     assert (found["A_f"], found["A_r"], found["A_ts_f"], found["A_ts_r"], found["A_ts"]) == (100, 0, 100, 0, 25)
 
 
@@ -144,7 +144,7 @@ def test_who_learns_and_who_is_attacked(monkeypatch, tests, known, attacked, pub
     forgotten = torch.arange(20_000) % 5 < 2
     split = Split(train, forgotten.nonzero()[:, 0], (~forgotten).nonzero()[:, 0], 2)
     dataset = Dataset("toy", "ResNet-18", train, test, tuple("ab"), published_protocol=published_protocol)
-    found = evaluate(None, dataset, split, seed=3)
+    found, _ = evaluate(None, dataset, split, seed=3)
     sign = -1 if published_protocol else 1
     remain, test_known, members, others = (p[:, 0] for p in given[:4])
     two_labels = replace(split, train=replace(train, labels=torch.arange(20_000) % 2))  # one is too few for y_c
@@ -181,13 +181,13 @@ def test_relearning_trains_on_the_remaining_data_and_is_followed_epoch_by_epoch(
     learned, expected = (models.build("CNN", 4, seed=0).eval() for _ in range(2))
     options = {"epochs": 3, "lr": 1e-3, "batch_size": 16}
     curves = relearn(learned, dataset, split, 5, **options)
-    found = [evaluate(expected, dataset, split, seed=5)]
+    found = [evaluate(expected, dataset, split, seed=5)[0]]
     train(
         expected,
         dataset.train,
         split.remain,
         rng=generator(5, "relearning", 0),
-        after=lambda _: found.append(evaluate(copy.deepcopy(expected), dataset, split, seed=5)),
+        after=lambda _: found.append(evaluate(copy.deepcopy(expected), dataset, split, seed=5)[0]),
         **options,
     )
     assert same_weights(learned, expected)
@@ -201,8 +201,8 @@ def test_each_member_of_an_ensemble_relearns_its_own_share(toy):
     expected = copy.deepcopy(ensemble)
     shares, options = split.remain.tensor_split(2), {"epochs": 2, "lr": 1e-3, "batch_size": 16}
     curves = relearn(ensemble, dataset, split, 5, shares=shares, **options)
-    found = [evaluate(expected, dataset, split, seed=5)["A_r"]]
+    found = [evaluate(expected, dataset, split, seed=5)[0]["A_r"]]
     for k, (member, share) in enumerate(zip(expected.members, shares)):
         train(member, dataset.train, share, rng=generator(5, "relearning", k), **options)
-    found.append(evaluate(expected, dataset, split, seed=5)["A_r"])
+    found.append(evaluate(expected, dataset, split, seed=5)[0]["A_r"])
     assert same_weights(ensemble, expected) and curves["A_r"][::2] == found and len(curves["A_f"]) == 3

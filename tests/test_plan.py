@@ -16,6 +16,8 @@ from harness.plan import Plan, check, differences
 from harness.store import UserError, load_tensors, save_tensors
 from harness.tasks import parse_task, parse_tasks
 
+BASE = {"Retrain", "Original", "CaMU"}  # what the ablation stands beside
+
 
 @pytest.fixture
 def make_plan(toy_config, monkeypatch):
@@ -39,6 +41,11 @@ def make_plan(toy_config, monkeypatch):
         config = check(replace(toy_config, **changes))
         return Plan(make_toy_dataset(), parse_tasks(config.tasks), config)
 
+    def audit_references(dataset, spec, row, prepared, partial, progress):
+        made.append(partial)
+        return {"train": torch.ones(400), "test": torch.ones(100)}
+
+    monkeypatch.setattr(cells, "audit_references", audit_references)
     make.made = made
     return make
 
@@ -49,7 +56,7 @@ def finish(plan, *finished):
         spec = plan.specs[cell]
         conditions = {"device": cells.device_name("cpu"), "threads": plan.config.threads, "jobs": 1}
         record = {**cells.names(cell), "metrics": {}, "time_s": 12.34, "config": spec, "conditions": conditions}
-        plan.keep(cell, (record, {"state": {}, "config": spec}))
+        plan.keep(cell, (record, {"state": {}, "config": spec}, [{}]))
 
 
 def cell(method="Retrain", tree="cells", seed=0):
@@ -92,13 +99,14 @@ def test_what_is_there_twice_counts_once_and_all_methods_are_spelt_out(small_con
 @pytest.mark.parametrize(
     "study, expected",
     [
-        ("plain", {"cells": {"SISA"}}),
-        ("ablation", {"cells": {"Retrain", "Original", "CaMU"}, "ablation": set(ABLATION)}),
-        ("relearn", {"cells": {"SISA"}, "relearn": {"SISA"}}),
+        ("plain", {"cells": {"SISA"}, "audit": {"SISA"}}),
+        ("floor", {"cells": {"SISA"}, "audit": {"SISA"}}),  # there is none without Retrain
+        ("ablation", {"ablation": set(ABLATION), "cells": BASE, "audit": BASE}),
+        ("relearn", {"cells": {"SISA"}, "audit": {"SISA"}, "relearn": {"SISA"}}),
         ("efficiency", {"efficiency": {"SISA"}}),
         (
             "paper",
-            {"ablation": set(ABLATION)} | {tree: {"SISA"} for tree in ("cells", "relearn", "efficiency")},
+            {"ablation": set(ABLATION)} | {tree: {"SISA"} for tree in ("cells", "audit", "relearn", "efficiency")},
         ),
     ],
 )
@@ -198,29 +206,59 @@ def test_checkpoints_are_made_once_for_what_is_not_finished(make_plan, capsys):
     plan = make_plan(methods=("Retrain", "SISA"))
     plan.prepare()
     assert "model, accuracy 99.79 % (train), 98.00 % (test)" in capsys.readouterr().out
-    assert plan.prepared == {"SISA": [[{"shard": 0}], [{"shard": 1}]]} and len(make_plan.made) == 3
+    assert plan.prepared == {"SISA": [[{"shard": 0}], [{"shard": 1}]]} and len(make_plan.made) == 4
     folder = make_plan.made[0].parent
     names = sorted(path.name.rpartition("-")[0] for path in folder.iterdir())
-    assert names == ["SISA-shard0", "SISA-shard1", "pretrained"]  # and no partial state
+    assert names == ["SISA-shard0", "SISA-shard1", "pretrained", "references"]  # and no partial state
 
     make_plan(methods=("Retrain", "SISA"), seeds=(1,)).prepare()
-    assert len(make_plan.made) == 3
-    make_plan(methods=("Retrain",), pretrain_epochs=2).prepare()
     assert len(make_plan.made) == 4
+    make_plan(methods=("Retrain",), pretrain_epochs=2).prepare()
+    assert len(make_plan.made) == 5
     next(folder.glob("SISA-shard1*")).write_bytes(b"no tensors")
     make_plan(methods=("Retrain", "SISA")).prepare()
-    assert len(make_plan.made) == 5 and len(list(folder.glob("*.damaged"))) == 1
+    assert len(make_plan.made) == 6 and len(list(folder.glob("*.damaged"))) == 1
 
 
 def test_finished_cells_need_no_checkpoint(make_plan, tmp_path):
     """Nor its folder; nor does relearning. CaMU needs no shards."""
-    finish(plan := make_plan(methods=("SISA",), study="relearn"), cell("SISA"))
+    finish(plan := make_plan(methods=("SISA",), study="relearn"), cell("SISA"), cell("SISA", "audit"))
     plan.prepare()
     make_plan(methods=("SISA",)).prepare()
     assert plan.todo("relearn") and not make_plan.made and not (tmp_path / "checkpoints/Toy").exists()
-    plan = make_plan(methods=("SISA", "CaMU"))
-    plan.prepare()
-    assert len(make_plan.made) == 1 and plan.prepared == {}
+    make_plan(methods=("CaMU",)).prepare()
+    assert len(make_plan.made) == 1
+
+
+def test_an_audit_reads_outputs_and_they_are_made_again_where_they_are_missing(make_plan):
+    finish(plan := make_plan(methods=("Retrain", "CaMU")), cell(), cell("CaMU"))
+    assert not plan.todo("cells") and plan.todo("audit") == [cell(tree="audit"), cell("CaMU", "audit")]
+    found = plan.auditing(cell("CaMU", "audit"))
+    assert (found["outputs"], found["retrain"], found["references"]) == ([{}], [{}], None)
+    assert plan.auditing(cell(tree="audit"))["retrain"] is None  # it is not compared with itself
+    cell().outputs_path(plan.config).unlink()
+    assert plan.todo("cells") == [cell()]  # CaMU's audit needs it too
+    finish(plan, cell(tree="audit"))
+    assert plan.todo("cells") == [cell()]
+    finish(plan, cell("CaMU", "audit"))
+    assert not plan.todo("cells") and not plan.todo("audit")
+
+
+def test_an_audit_from_more_is_kept_and_one_from_less_or_of_another_cell_is_made_again(make_plan):
+    finish(make_plan(methods=("Retrain", "SISA", "CaMU")))
+    one = cell("CaMU", "audit")
+    assert one in make_plan(methods=("CaMU",)).records and one in make_plan(methods=("Retrain", "CaMU")).records
+    quick = ("SISA.shards=3", "SISA.slices=2", "CaMU.repeats=1")
+    assert one not in make_plan(methods=("Retrain", "SISA", "CaMU"), override=quick).records
+    finish(plan := make_plan(methods=("Retrain", "CaMU"), batch_size=64, overwrite=True))
+    assert set(plan.specs[one]) == {"cell", "retrain"}
+    assert one not in make_plan(methods=("Retrain", "SISA", "CaMU"), batch_size=64).records
+
+
+def test_one_seed_of_retrain_has_a_floor(make_plan):
+    plan = make_plan(methods=("Retrain", "CaMU"), seeds=(3, 1), study="floor")
+    assert [c for c in plan.specs if c.method == "Floor"] == [cell("Floor", tree, 3) for tree in ("cells", "audit")]
+    assert plan.specs[cell("Floor", "audit", 3)]["retrain"] == cells.key(plan.specs[cell(seed=3)])
 
 
 def test_a_dry_run_lists_what_is_done_missing_and_unlike_and_the_last_times_here(make_plan, tmp_path):
