@@ -54,7 +54,8 @@ def unlearn(f_o, split, settings):
     """
     ((f_u, _, _),) = deque(steps(f_o, split, settings), maxlen=1)  # the last step's
     f_u.eval()
-    if split.forgotten_classes and not forgets(f_u, f_o, split):
+    whole = getattr(settings, "terms", TERMS) == TERMS
+    if split.forgotten_classes and whole and not forgets(f_u, f_o, split):
         warnings.warn("the accuracy on D_f has not fallen: raise the repeats, epochs or learning rates", stacklevel=3)
     return f_u
 

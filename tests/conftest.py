@@ -15,6 +15,7 @@ from PIL import Image
 import models
 from config import Config
 from data import Dataset, Images, Split
+from harness.cells import key
 
 ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)
@@ -166,3 +167,12 @@ def records(folder):
     """Path relative to `folder` -> the record, of all cells below it; audits aside."""
     paths = [path for path in sorted(folder.rglob("seed*.json")) if "audit" not in path.parts]
     return {path.relative_to(folder): json.loads(path.read_text()) for path in paths}
+
+
+def write_audit(folder, dataset, task, method, seed, **metrics):
+    """The audit of a cell that `write_cell` has made."""
+    beside = json.loads((folder / "cells" / dataset / task / method / f"seed{seed}.json").read_text())
+    names = {name: beside[name] for name in ("dataset", "task", "method", "seed")}
+    path = folder / "audit" / dataset / task / method / f"seed{seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**names, "metrics": metrics, "config": {"cell": key(beside["config"])}}))

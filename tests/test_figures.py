@@ -1,6 +1,7 @@
 import importlib
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
@@ -8,7 +9,7 @@ from numpy import nan
 
 from baselines import METHODS
 from reporting import figures
-from reporting.summary import frame, relearning_curves, row, summarise
+from reporting.summary import frame, relearning_curves, row, stat, summarise
 
 QUIET = {"device": "a processor", "threads": 1, "jobs": 1}
 # Values of (seed 0, seed 1): Retrain 99, 98, 97, 50 on average.
@@ -147,6 +148,24 @@ def test_bars_show_differences_to_retrain_stds_and_what_is_missing():
     assert [line.get_color() for line in crosses] == [figures.COLOURS[m] for m in missing]
     assert title_of(axis) == f"Digit (2 seeds); missing: {', '.join(missing)}"
     assert "bars-random10" not in draw(make_plain(values={"CaMU": RANDOM["CaMU"]}))
+
+
+def test_the_audit_has_a_mark_per_method_between_original_and_retrain():
+    values = {"Retrain": (40, 42), "Original": (70, 70), "NegGrad": (50, 54), "CaMU": (60, 60)}
+    stats = {
+        ("cells", "Digit", "random10", method, "RMIA_AUC"): stat(pd.Series(pair, dtype=float))
+        for method, pair in values.items()
+    }
+    figure = figures.draw_audit(stats, "random10", ["Digit", "Fashion"])
+    (axis,) = figure.axes
+    marks = [list(line.get_xdata()) for line in axis.lines if line.get_marker() in figures.MARKERS.values()]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["NegGrad", "CaMU"] and list(marks.values()) == [
+        [52],
+        [60],
+    ]
+    assert [line.get_xdata()[0] for line in axis.lines if len(line.get_xdata()) == 2] == [41, 70]
+    assert list(legend_of(figure)) == ["Retrain", "Original"] and "missing: Boundary" in title_of(axis)
+    assert figures.draw_audit({}, "random10", ["Digit"]) is None
 
 
 def test_a_bar_of_height_0_has_a_marker_and_a_missing_metric_a_cross():

@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from conftest import QUIET, RANDOM, write_cell, write_random
+from conftest import QUIET, RANDOM, write_audit, write_cell, write_random
 
 from harness.store import UserError
 from reporting import summary
@@ -54,6 +54,33 @@ def test_differences_to_retrain_are_over_the_seeds_that_both_have(tmp_path):
     assert stats[*PLACE, "CaMU", "MIA"] == (39.5, 9.5, 2)
     assert stats["efficiency", *PLACE[1:], "CaMU", "ratio"][::2] == (0.25, 1)
     assert stats["efficiency", *PLACE[1:], "CaMU", "time_s"] == (4, 2, 2)
+
+
+def test_an_audit_joins_its_cell_but_not_a_later_one_of_that_name(tmp_path):
+    write_random(tmp_path)
+    for seed, auc in ((0, 52.0), (1, 54.0)):
+        write_audit(tmp_path, "Digit", "random10", "CaMU", seed, RMIA_AUC=auc, JS_f=0.25)
+    assert summarise(read_cells(tmp_path))[*PLACE, "CaMU", "RMIA_AUC"] == (53, 1, 2)
+    metrics = {name: pair[0] for name, pair in RANDOM["CaMU"].items()}
+    write_cell(tmp_path, "cells", "Digit", "random10", "CaMU", 1, metrics=metrics, config={"seed": 1, "method": "new"})
+    stats = summarise(read_cells(tmp_path))
+    assert stats[*PLACE, "CaMU", "RMIA_AUC"] == (52, 0, 1) and stats[*PLACE, "CaMU", "A_r"].seeds == 2
+    assert len(read_cells(tmp_path)) == 8 and (*PLACE, "SCRUB", "JS_f") not in stats
+
+
+def test_the_tug_of_war_is_taken_seed_by_seed(tmp_path):
+    write_random(tmp_path)
+    found = summarise(read_cells(tmp_path))[*PLACE, "CaMU", "ToW"]  # Retrain: A_r 98 and 100, A_f 98, A_ts 97
+    first, second = (1 - 0) * (1 - 0.02) * (1 - 0.005), (1 - 0.01) * (1 - 0) * (1 - 0.005)
+    assert found == pytest.approx(((first + second) / 2, abs(first - second) / 2, 2))
+
+
+def test_a_cell_of_several_requests_has_a_row_for_each(tmp_path):
+    requests = [{"metrics": METRICS | {"A_f": a_f}, "time_s": seconds} for a_f, seconds in ((10.0, 2.0), (5.0, 3.0))]
+    write_cell(tmp_path, "cells", "Digit", "class0-then-class1", "CaMU", 0, requests=requests, **requests[-1])
+    cells = read_cells(tmp_path)
+    assert cells.task.tolist() == ["class0-then-class1 (1 of 2)", "class0-then-class1 (2 of 2)"]
+    assert cells.A_f.tolist() == [10, 5] and cells.time_s.tolist() == [2, 3]
 
 
 def test_times_are_averaged_and_divided_only_under_the_conditions_of_most(tmp_path):

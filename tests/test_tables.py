@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from conftest import QUIET, RANDOM, write_cell, write_random
+from conftest import QUIET, RANDOM, write_audit, write_cell, write_random
 
 from baselines import METHODS
 from camu import ABLATION
@@ -199,6 +199,33 @@ def test_original_stands_beside_the_methods_and_is_never_marked(tmp_path):
     assert ours["CaMU"].startswith("**") and ours["SCRUB"].startswith("**")  # both half a point from Retrain
     rows = terminal_rows(tables.terminal_table(summarise(read_cells(tmp_path)), PLACE))
     assert list(rows)[:2] == ["Retrain", "Original"] and rows["Original"]["gap"] == "0.00"
+
+
+def test_the_audit_has_a_table_and_what_is_missing_for_it_is_said(tmp_path):
+    write_random(tmp_path, methods={name: RANDOM[name] for name in ("Retrain", "CaMU")})
+    write_random(tmp_path, methods={"Floor": RANDOM["Retrain"], "Original": RANDOM["SCRUB"], "SCRUB": RANDOM["SCRUB"]})
+    for method, auc, js in (
+        ("Retrain", 48.0, None),
+        ("Floor", 49.0, 0.01),
+        ("Original", 60.0, 0.3),
+        ("CaMU", 55.0, 0.2),
+    ):
+        found = {"RMIA_AUC": auc} | ({} if js is None else {"JS_f": js, "churn": 1.0})
+        write_audit(tmp_path, "Digit", "random10", method, 0, **found)
+    write_audit(tmp_path, "Digit", "random10", "SCRUB", 0, RMIA_AUC=50.0, JS_f=0.4, churn=2.0)
+    stats = summarise(read_cells(tmp_path))
+    table = tables.audit_table(stats, [("Digit", "random10"), ("Digit", "class0")])
+    auc = row_of(table, "Digit", "random10", "RMIA_AUC ≈", "here")
+    assert list(auc)[4:7] == ["Retrain", "Floor", "Original"] and auc["SCRUB"] == "**50.00** (1)"
+    assert (auc["Original"], auc["CaMU"], auc["Floor"]) == ("60.00 (1)", "<ins>55.00</ins> (1)", "49.00 (1)")
+    js = row_of(table, "Digit", "random10", "JS_f ↓", "here")
+    assert (js["Retrain"], js["Floor"], js["CaMU"], js["T-S"]) == ("–", "0.01 (1)", "**0.20** (1)", "missing")
+    assert row_of(table, "Digit", "random10", "ToW ↑", "here")["Retrain"] == "–"
+    text = tables.terminal_table(stats, PLACE)
+    assert terminal_rows(text)["Original"]["RMIA"] == "60.00" and "(no" not in text
+    write_random(tmp_path / "bare", methods={"CaMU": RANDOM["CaMU"]})
+    last = tables.terminal_table(summarise(read_cells(tmp_path / "bare")), PLACE).splitlines()[-1]
+    assert last == "(no Retrain, so no gap, ToW, JS_f and churn; no SISA, whose shards RMIA compares with)"
 
 
 def test_the_ablation_table_has_retrain_and_camu_of_the_plain_run(tmp_path):
