@@ -42,7 +42,7 @@ def test_the_first_table_is_the_paper_at_a_glance(tmp_path):
     write_random(tmp_path)
     before, bar, after = report(tmp_path).partition("\n| ")
     assert "at a glance" in re.findall(r"^## (.*)", before, flags=re.MULTILINE)[-1].lower()
-    assert after.startswith("Data | Task | NegGrad | ") and "CaMU's time" in after.splitlines()[0]
+    assert after.startswith("Data | Task | Original | NegGrad | ") and "CaMU's time" in after.splitlines()[0]
     assert re.findall(r"^\| (\w+) \| (\w+)", bar.lstrip("\n") + after, flags=re.MULTILINE)[1] == ("Digit", "random10")
 
 
