@@ -43,7 +43,7 @@ def main(config):
 def run(plan, tree, config):
     """Compute every unfinished cell of a tree, and save each at once: unlearn, audit, or learn D_r again."""
     if tree in ("efficiency", "audit"):
-        config = replace(config, jobs=1)  # nothing else may run while cells are timed; an audit takes no time
+        config = replace(config, jobs=1, cluster="")  # nothing else may run while cells are timed; audits take no time
     runs = {"audit": (run_audit, plan.auditing), "relearn": (run_relearning, plan.relearning)}
     function, arguments = runs.get(tree, (run_cell, plan.unlearning))
     calls = {cell: lambda cell=cell: arguments(cell) for cell in plan.todo(tree)}
