@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 
 from data import counterfactuals, generator, joint_batches, joint_dataset
-from training import adam, epochs_of, frozen_outputs, seeded, student, take_step
+from training import adam, captured, epochs_of, frozen_outputs, seeded, student, take_step
 
 TERMS = ("KL_r", "KL_f", "CE_r", "CE_f")  # of the two losses, in the order of the equations
 CAMU = {"terms": TERMS, "paired": True, "y_c": "random", "passes": 1}
@@ -92,27 +92,34 @@ def steps(f_o, split, settings):
     teacher, f_u = Teacher(f_o, split, joint), student(f_o)
     kl_optimizer, ce_optimizer = adam(f_u, chosen.lr_kl), adam(f_u, chosen.lr_ce)
     rng = generator(chosen.seed, "CaMU")
+
+    def step(*batch):
+        (x_r, y_r), (x_f, y_c) = joint.tuples(split.train, *batch)
+        rows_r, _, rows_f = batch
+        if "KL_f" not in terms and "CE_f" not in terms:
+            x_f = x_f[:0]  # no term reads x_f, so it must not reach the batch statistics either
+
+        loss_kl = torch.zeros((), device=x_r.device)
+        if "KL_r" in terms or "KL_f" in terms:
+            (_, z_r), (_, z_f) = forward_both(f_u, x_r, x_f, chosen.passes)
+            if "KL_r" in terms:  # Eq. 3.13, first term: x_r keeps its representation
+                loss_kl = loss_kl + 0.5 * kl_divergence(teacher.log_p_r(rows_r, x_r), z_r)
+            if "KL_f" in terms:  # Eq. 3.13, second term: x_f takes the representation of x_c
+                loss_kl = loss_kl + 0.5 * kl_divergence(teacher.log_p_c[rows_f], z_f)
+        if loss_kl.requires_grad:  # not if all of h is frozen
+            take_step(kl_optimizer, loss_kl)
+
+        (logits_r, _), (logits_f, _) = forward_both(f_u, x_r, x_f, chosen.passes, first="x_f")
+        loss_ce = 0.9 * F.cross_entropy(logits_r, y_r)  # Eq. 3.14, first term: x_r keeps its label
+        if "CE_f" in terms:  # Eq. 3.14, second term: x_f takes a wrong label
+            loss_ce = loss_ce + 0.01 * F.cross_entropy(logits_f, y_c)
+        take_step(ce_optimizer, loss_ce)
+        return loss_kl.detach(), loss_ce.detach()
+
+    step = captured(step, split.train.device)
     for _ in epochs_of(chosen, f_u, "CaMU"):
-        for rows_r, x_r, y_r, rows_f, x_f, y_c in joint_batches(split, joint, chosen.batch_size, rng, chosen.paired):
-            if "KL_f" not in terms and "CE_f" not in terms:
-                x_f = x_f[:0]  # no term reads x_f, so it must not reach the batch statistics either
-
-            loss_kl = torch.zeros(())
-            if "KL_r" in terms or "KL_f" in terms:
-                (_, z_r), (_, z_f) = forward_both(f_u, x_r, x_f, chosen.passes)
-                if "KL_r" in terms:  # Eq. 3.13, first term: x_r keeps its representation
-                    loss_kl = loss_kl + 0.5 * kl_divergence(teacher.log_p_r(rows_r, x_r), z_r)
-                if "KL_f" in terms:  # Eq. 3.13, second term: x_f takes the representation of x_c
-                    loss_kl = loss_kl + 0.5 * kl_divergence(teacher.log_p_c[rows_f], z_f)
-            if loss_kl.requires_grad:  # not if all of h is frozen
-                take_step(kl_optimizer, loss_kl)
-
-            (logits_r, _), (logits_f, _) = forward_both(f_u, x_r, x_f, chosen.passes, first="x_f")
-            loss_ce = 0.9 * F.cross_entropy(logits_r, y_r)  # Eq. 3.14, first term: x_r keeps its label
-            if "CE_f" in terms:  # Eq. 3.14, second term: x_f takes a wrong label
-                loss_ce = loss_ce + 0.01 * F.cross_entropy(logits_f, y_c)
-            take_step(ce_optimizer, loss_ce)
-            yield f_u, loss_kl.detach(), loss_ce.detach()
+        for batch in joint_batches(split, joint, chosen.batch_size, rng, chosen.paired):
+            yield f_u, *step(*batch)
 
 
 def kl_divergence(log_p, z):

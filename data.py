@@ -1,5 +1,6 @@
 """Data sets on the device, forget/remain splits, and the joint dataset of CaMU (Algorithm 1)."""
 
+import functools
 import hashlib
 from dataclasses import dataclass, replace
 
@@ -65,12 +66,18 @@ class Images:
         """Subtract ImageNet's mean and divide by its standard deviation, where the model expects that."""
         if not self.normalise:
             return x
-        mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+        mean, std = imagenet(x.device)
         return (x - mean) / std
 
     def draw_crops(self, count, rng):
         """Crops and flips for `count` samples, drawn from `rng`; None where nothing is augmented."""
         return draw_crops(count, self.side, rng).to(self.device) if self.augment else None
+
+
+@functools.cache
+def imagenet(device):
+    """ImageNet's mean and standard deviation, (1, 3, 1, 1) each. A captured step may make no tensor of host values."""
+    return [torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)]
 
 
 CROP_AREA, CROP_RATIO, CROP_ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 10  # torchvision's RandomResizedCrop
@@ -108,16 +115,14 @@ def crop_and_flip(x, crops):
 
 
 def shuffled_batches(images, index, batch_size, rng):
-    """One epoch over the samples `index` in random order, through the training transform.
+    """One epoch over the samples `index` in random order, for the training transform.
 
-    Yields (rows, x, y): the batch's positions in `index`, (B,); images, (B, C, side, side); labels, (B,).
+    Yields (rows, crops): the batch's positions in `index`, (B,), and what `Images.batch` takes as crops.
     """
     order = torch.randperm(len(index), generator=rng).to(images.device)
     crops = images.draw_crops(len(index), rng)
     for start, rows in zip(range(0, len(index), batch_size), order.split(batch_size)):
-        chosen = index[rows]
-        batch_crops = None if crops is None else crops[start : start + batch_size]
-        yield rows, images.batch(chosen, batch_crops), images.labels[chosen]
+        yield rows, None if crops is None else crops[start : start + batch_size]
 
 
 def cycled_batches(images, index, batch_size, rng):
@@ -293,6 +298,12 @@ class Joint:
     def __len__(self):
         return len(self.forget)
 
+    def tuples(self, images, rows_r, crops, rows_f):
+        """(x_r, y_r), images (B, C, side, side) and labels (B,), and (x_f, y_c), of what `joint_batches` yields."""
+        remain, forget_crops = self.remain[rows_r], None if crops is None else self.forget_crops[rows_f]
+        x_r, x_f = images.batch(remain, crops), images.batch(self.forget[rows_f], forget_crops)
+        return (x_r, images.labels[remain]), (x_f, self.y_c[rows_f])
+
 
 MASK_CHUNK = 256  # tuples a mask is drawn for at once: 150 MB at 224 pixels
 
@@ -347,14 +358,12 @@ def counterfactuals(split, joint):
 def joint_batches(split, joint, batch_size, rng, paired=True):
     """One epoch over the tuples of the joint dataset in random order; x_r is augmented afresh.
 
-    Yields, first of x_r and then of x_f, the numbers of their tuples, (B,); the images, (B, C, side, side); and the
-    labels y_r and y_c, (B,). If not `paired`, x_r comes in an order of its own.
+    Yields (rows_r, crops, rows_f): the numbers of the tuples that x_r, and that x_f and y_c, are taken from, (B,) each,
+    and the crops of x_r. The two are the same unless x_r comes in an order of its own, not `paired`.
     """
     images = split.train
     order = torch.randperm(len(joint), generator=rng).to(images.device)
     order_r = order if paired else torch.randperm(len(joint), generator=rng).to(images.device)
     crops = images.draw_crops(len(joint), rng)
-    for f, r in zip(order.split(batch_size), order_r.split(batch_size)):
-        x_r = images.batch(joint.remain[r], None if crops is None else crops[r])
-        x_f = images.batch(joint.forget[f], None if crops is None else joint.forget_crops[f])
-        yield r, x_r, images.labels[joint.remain[r]], f, x_f, joint.y_c[f]
+    for rows_f, rows_r in zip(order.split(batch_size), order_r.split(batch_size)):
+        yield rows_r, None if crops is None else crops[rows_r], rows_f

@@ -19,7 +19,9 @@ SAVE_EVERY_S = 60  # least time between two saves of a training's state, made at
 
 def adam(model, lr, weight_decay=WEIGHT_DECAY):
     """Adam; the paper's weight decay is 1e-4."""
-    return torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+    on_gpu = next(model.parameters()).is_cuda  # there its step is captured
+    chosen = {"lr": lr, "weight_decay": weight_decay, "fused": True, "capturable": on_gpu}
+    return torch.optim.Adam(model.parameters(), **chosen)
 
 
 def optimizer_of(model, settings, momentum=0.0):
@@ -63,6 +65,59 @@ def take_step(optimizer, loss):
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+
+
+def captured(step, device):
+    """A training step, a function of a few tensors (or None); on CUDA replayed as a graph, without Python in between.
+
+    What the step reads besides its arguments must stay where it is. It may neither make tensors of host values nor read
+    or print values. On a GPU its results are overwritten by the next call.
+    """
+    return Captured(step) if device.type == "cuda" else step
+
+
+class Captured:
+    """A step that is run a few times, then captured, then replayed. Batches of another shape are run as they are."""
+
+    WARM_UP = 3  # steps, on a stream of their own: allocations and optimiser states are made in them
+
+    def __init__(self, step):
+        self.step, self.calls, self.static = step, 0, None
+
+    def __call__(self, *given):
+        shapes = [value if value is None else value.shape for value in given]
+        self.calls += 1
+        if self.calls == 1:
+            self.shapes = shapes
+        if shapes != self.shapes:
+            return self.step(*given)
+        if self.calls <= self.WARM_UP:
+            return on_side_stream(self.step, given)
+        if self.static is None:
+            self.static = [value if value is None else value.clone() for value in given]
+            self.replay, self.results = capture(self.step, self.static)
+        for place, value in zip(self.static, given):
+            if value is not None:
+                place.copy_(value)
+        self.replay()
+        return self.results
+
+
+def on_side_stream(step, given):
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        results = step(*given)
+    torch.cuda.current_stream().wait_stream(stream)
+    return results
+
+
+def capture(step, static):
+    """Capture `step(*static)` as a CUDA graph: what replays it, and where its results lie."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step(*static)
+    return graph.replay, results
 
 
 def epochs_of(settings, f_u, label):
@@ -113,10 +168,15 @@ def train(model, images, index, *, epochs, lr, batch_size, rng, partial=None, pr
         rng.set_state(stored["rng"])
         first, seconds = stored["epoch"] + 1, stored["seconds"]
     training_mode(model)
+
+    def learn(chosen, crops):
+        take_step(optimizer, F.cross_entropy(model(images.batch(chosen, crops))[0], images.labels[chosen]))
+
+    step = captured(learn, images.device)
     started = saved = time.perf_counter()
     for epoch in epoch_bar(label, epochs, progress, first):
-        for _, x, y in shuffled_batches(images, index, batch_size, rng):
-            take_step(optimizer, F.cross_entropy(model(x)[0], y))
+        for rows, crops in shuffled_batches(images, index, batch_size, rng):
+            step(index[rows], crops)
         if after is not None:
             after(epoch)
             training_mode(model)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from data import generator
-from training import epochs_of, seeded, student, take_step
+from training import captured, epochs_of, seeded, student, take_step
 
 BOUND = 0.1  # of the FGSM step, for pixels in [0, 1]
 CHUNK = 250  # images attacked at a time
@@ -49,8 +49,12 @@ def unlearn(f_o, split, settings):
     f_u = student(f_o)
     optimizer = torch.optim.SGD(f_u.parameters(), lr=settings.lr, momentum=0.9)
     rng = generator(settings.seed, "Boundary")
+
+    def learn(rows):  # without augmentation, as published
+        take_step(optimizer, F.cross_entropy(f_u(images.batch(split.forget[rows]))[0], new_labels[rows]))
+
+    step = captured(learn, images.device)
     for _ in epochs_of(settings, f_u, "Boundary"):
-        order = torch.randperm(len(split.forget), generator=rng).to(images.device)
-        for rows in order.split(settings.batch_size):  # without augmentation, as published
-            take_step(optimizer, F.cross_entropy(f_u(images.batch(split.forget[rows]))[0], new_labels[rows]))
+        for rows in torch.randperm(len(split.forget), generator=rng).to(images.device).split(settings.batch_size):
+            step(rows)
     return f_u.eval()

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from data import cycled_batches, generator, shuffled_batches
 from harness.store import UserError
 from metrics import accuracy
-from training import epochs_of, frozen_outputs, optimizer_of, seeded, student, take_step, training_mode
+from training import captured, epochs_of, frozen_outputs, optimizer_of, seeded, student, take_step, training_mode
 
 LOOKS = 10  # at the accuracy on D_f, in an epoch
 
@@ -33,19 +33,22 @@ def unlearn(f_o, split, settings):
     target = stop_accuracy(split, settings) if settings.stop else -1
     f_u = student(f_o)
     optimizer = optimizer_of(f_u, settings)
-    forget_batches = cycled_batches(
-        split.train, split.forget, settings.batch_size, generator(settings.seed, "NegGrad forget")
-    )
-    remain_rng = generator(settings.seed, "NegGrad")
-    steps = -(-len(split.remain) // settings.batch_size)
+    images, steps = split.train, -(-len(split.remain) // settings.batch_size)
+    forget_rng, remain_rng = generator(settings.seed, "NegGrad forget"), generator(settings.seed, "NegGrad")
+    forget_batches = cycled_batches(images, split.forget, settings.batch_size, forget_rng)
+
+    def ascend(remain, crops_r, forget, crops_f):
+        remain_loss = F.cross_entropy(f_u(images.batch(remain, crops_r))[0], images.labels[remain])
+        forget_loss = F.cross_entropy(f_u(images.batch(forget, crops_f))[0], images.labels[forget])
+        take_step(optimizer, settings.a * remain_loss - (1 - settings.a) * forget_loss)
+
+    step = captured(ascend, images.device)
     for _ in epochs_of(settings, f_u, "NegGrad"):
-        batches = shuffled_batches(split.train, split.remain, settings.batch_size, remain_rng)
-        for step, (_, x_r, y_r) in enumerate(batches, 1):
-            _, x_f, y_f = next(forget_batches)
-            remain_loss = F.cross_entropy(f_u(x_r)[0], y_r)
-            forget_loss = F.cross_entropy(f_u(x_f)[0], y_f)
-            take_step(optimizer, settings.a * remain_loss - (1 - settings.a) * forget_loss)
-            if settings.stop and step % -(-steps // LOOKS) == 0 and forget_accuracy(f_u, split) <= target:
+        batches = shuffled_batches(images, split.remain, settings.batch_size, remain_rng)
+        for number, (remain, crops_r) in enumerate(batches, 1):
+            forget, crops_f = next(forget_batches)
+            step(split.remain[remain], crops_r, split.forget[forget], crops_f)
+            if settings.stop and number % -(-steps // LOOKS) == 0 and forget_accuracy(f_u, split) <= target:
                 return f_u.eval()
     return f_u.eval()
 

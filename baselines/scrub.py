@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from data import generator, shuffled_batches
-from training import epochs_of, frozen_outputs, optimizer_of, seeded, student, take_step
+from training import captured, epochs_of, frozen_outputs, optimizer_of, seeded, student, take_step
 
 
 def distillation(teacher_logits, student_logits, temperature):
@@ -55,19 +55,26 @@ def unlearn(f_o, split, settings):
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, settings.decay_after, gamma=0.1)
     rng = generator(settings.seed, "SCRUB")
     forget_batch_size = getattr(settings, "forget_batch_size", settings.batch_size)
+    known_f, known_r = (
+        None if images.augment else frozen_outputs(teacher, images, index) for index in (split.forget, split.remain)
+    )
 
-    def one_epoch(index, batch_size, known, loss):
-        for rows, x, y in shuffled_batches(images, index, batch_size, rng):
+    def step_of(index, known, loss):
+        def step(rows, crops):
+            x, y = images.batch(index[rows], crops), images.labels[index[rows]]
             with torch.no_grad():
                 target = teacher(x)[0] if known is None else known[rows]
             take_step(optimizer, loss(target, f_u(x)[0], y, settings))
 
-    known_f, known_r = (
-        None if images.augment else frozen_outputs(teacher, images, index) for index in (split.forget, split.remain)
-    )
+        return captured(step, images.device)
+
     for epoch in epochs_of(settings, f_u, "SCRUB"):
+        if epoch == 1 or epoch - 1 in settings.decay_after:  # a captured step keeps its learning rate
+            max_step, min_step = step_of(split.forget, known_f, max_loss), step_of(split.remain, known_r, min_loss)
         if epoch <= settings.msteps:
-            one_epoch(split.forget, forget_batch_size, known_f, max_loss)
-        one_epoch(split.remain, settings.batch_size, known_r, min_loss)
+            for batch in shuffled_batches(images, split.forget, forget_batch_size, rng):
+                max_step(*batch)
+        for batch in shuffled_batches(images, split.remain, settings.batch_size, rng):
+            min_step(*batch)
         schedule.step()
     return f_u.eval()

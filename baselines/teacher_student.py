@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 import models
 from data import derive_seed, generator, shuffled_batches
-from training import epochs_of, frozen_outputs, seeded, student, take_step
+from training import adam, captured, epochs_of, frozen_outputs, seeded, student, take_step
 
 
 @seeded
@@ -38,16 +38,22 @@ def unlearn(f_o, split, settings):
         targets = torch.cat(outputs).log_softmax(1)
 
     f_u = student(f_o)
-    optimizer = torch.optim.Adam(f_u.parameters(), lr=settings.lr)
+    optimizer = adam(f_u, settings.lr, weight_decay=0)
     rng = generator(settings.seed, "T-S")
+
+    def imitate(rows, crops):
+        x = images.batch(index[rows], crops)
+        if targets is None:
+            forgotten = (rows < len(split.forget))[:, None]
+            with torch.no_grad():
+                target = torch.where(forgotten, incompetent(x)[0], competent(x)[0]).log_softmax(1)
+        else:
+            target = targets[rows]
+        output = f_u(x)[0].log_softmax(1)
+        take_step(optimizer, F.kl_div(output, target, reduction="batchmean", log_target=True))
+
+    step = captured(imitate, images.device)
     for _ in epochs_of(settings, f_u, "T-S"):
-        for rows, x, _ in shuffled_batches(images, index, settings.batch_size, rng):
-            if targets is None:
-                forgotten = (rows < len(split.forget))[:, None]
-                with torch.no_grad():
-                    target = torch.where(forgotten, incompetent(x)[0], competent(x)[0]).log_softmax(1)
-            else:
-                target = targets[rows]
-            output = f_u(x)[0].log_softmax(1)
-            take_step(optimizer, F.kl_div(output, target, reduction="batchmean", log_target=True))
+        for batch in shuffled_batches(images, index, settings.batch_size, rng):
+            step(*batch)
     return f_u.eval()

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from data import generator, shuffled_batches
-from training import epochs_of, optimizer_of, seeded, student, take_step
+from training import captured, epochs_of, optimizer_of, seeded, student, take_step
 
 
 @seeded
@@ -26,11 +26,16 @@ def unlearn(f_o, split, settings):
     at_start = forget_gradients(f_o, split, settings)
     f_u = student(f_o)
     optimizer = optimizer_of(f_u, settings, momentum=0.9)
-    rng = generator(settings.seed, "Unroll")
+    images, rng = split.train, generator(settings.seed, "Unroll")
+
+    def learn(chosen, crops):
+        take_step(optimizer, F.cross_entropy(f_u(images.batch(chosen, crops))[0], images.labels[chosen]))
+
+    step = captured(learn, images.device)
     for _ in epochs_of(settings, f_u, "Unroll"):
         for index in (split.forget, split.remain):
-            for _, x, y in shuffled_batches(split.train, index, settings.batch_size, rng):
-                take_step(optimizer, F.cross_entropy(f_u(x)[0], y))
+            for rows, crops in shuffled_batches(images, index, settings.batch_size, rng):
+                step(index[rows], crops)
     with torch.no_grad():
         for parameter, gradient in zip(f_u.parameters(), at_start):
             if gradient is not None:  # None: frozen, or not used by the model
@@ -40,7 +45,8 @@ def unlearn(f_o, split, settings):
 
 def forget_gradients(f_o, split, settings):
     """The sum over D_f's batches of the gradient of the cross-entropy at f_o's weights, by parameter."""
-    model, rng = student(f_o), generator(settings.seed, "Unroll gradients")
-    for _, x, y in shuffled_batches(split.train, split.forget, settings.batch_size, rng):
-        F.cross_entropy(model(x)[0], y).backward()  # adds up in .grad
+    images, model, rng = split.train, student(f_o), generator(settings.seed, "Unroll gradients")
+    for rows, crops in shuffled_batches(images, split.forget, settings.batch_size, rng):
+        chosen = split.forget[rows]
+        F.cross_entropy(model(images.batch(chosen, crops))[0], images.labels[chosen]).backward()  # adds up in .grad
     return [parameter.grad for parameter in model.parameters()]

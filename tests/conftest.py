@@ -72,6 +72,12 @@ def make_toy_split(count=400, classes=4, forgotten_class=None, seed=0):
     return Split(images, forgotten.nonzero().squeeze(1), (~forgotten).nonzero().squeeze(1), classes, "CNN", gone)
 
 
+def loaded(batches, images, index):
+    """(rows, x, y) of every batch that `data.shuffled_batches` yields for the samples `index`."""
+    for rows, crops in batches:
+        yield rows, images.batch(index[rows], crops), images.labels[index[rows]]
+
+
 def colour_images(count=160, side=16, classes=4, seed=0):
     """uint8 images (count, 3, side, side) and labels: noise with a bright band that tells the class."""
     rng = torch.Generator().manual_seed(seed)

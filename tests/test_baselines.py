@@ -8,9 +8,10 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SmallNet, colour_images, make_toy_split, same_weights
+from conftest import SmallNet, colour_images, loaded, make_toy_split, same_weights
 
 import models
+import training
 from baselines import METHODS, boundary, neggrad, sisa
 from data import Images, Split, cycled_batches, derive_seed, generator, shuffled_batches
 from harness.store import UserError
@@ -100,6 +101,10 @@ def test_no_method_reads_other_samples_than_it_should(method, unread, plain):
     assert same_weights(*(METHODS[method].unlearn(f_o, one, chosen) for one in (split, blanked)))
 
 
+def epoch(images, index, batch_size, rng):
+    return loaded(shuffled_batches(images, index, batch_size, rng), images, index)
+
+
 def step(optimizer, loss):
     optimizer.zero_grad()
     loss.backward()
@@ -115,9 +120,10 @@ def optimizer_of(f_u, row, momentum=0.0):
 def neggrad_written_out(f_o, f_u, split, row, seed):
     optimizer = optimizer_of(f_u, row)
     forget = cycled_batches(split.train, split.forget, BATCH, generator(seed, "NegGrad forget"))
+    forget = loaded(forget, split.train, split.forget)
     rng = generator(seed, "NegGrad")
     for _ in range(row["epochs"]):
-        for _, x_r, y_r in shuffled_batches(split.train, split.remain, BATCH, rng):
+        for _, x_r, y_r in epoch(split.train, split.remain, BATCH, rng):
             _, x_f, y_f = next(forget)
             remain, forgotten = (F.cross_entropy(f_u(x)[0], y) for x, y in ((x_r, y_r), (x_f, y_f)))
             step(optimizer, row["a"] * remain - (1 - row["a"]) * forgotten)
@@ -139,7 +145,7 @@ def teacher_student_written_out(f_o, f_u, split, row, seed):
     optimizer = torch.optim.Adam(f_u.parameters(), row["lr"])
     rng = generator(seed, "T-S")
     for _ in range(row["epochs"]):
-        for rows, x, _ in shuffled_batches(split.train, torch.cat([split.forget, kept]), BATCH, rng):
+        for rows, x, _ in epoch(split.train, torch.cat([split.forget, kept]), BATCH, rng):
             forgotten = (rows < len(split.forget))[:, None]
             target = torch.where(forgotten, incompetent(x)[0], f_o(x)[0]).detach().softmax(1)
             step(optimizer, (target * (target.log() - f_u(x)[0].log_softmax(1))).sum(1).mean())
@@ -153,27 +159,27 @@ def scrub_written_out(f_o, f_u, split, row, seed):
         p, q = ((z / row["temperature"]).softmax(1) for z in (f_o(x)[0].detach(), logits))
         return row["temperature"] ** 2 * (p * (p.log() - q.log())).sum(1).mean()
 
-    for epoch in range(row["epochs"]):
-        if epoch < row["msteps"]:
-            for _, x, _ in shuffled_batches(split.train, split.forget, row.get("forget_batch_size", BATCH), rng):
+    for number in range(row["epochs"]):
+        if number < row["msteps"]:
+            for _, x, _ in epoch(split.train, split.forget, row.get("forget_batch_size", BATCH), rng):
                 step(optimizer, -divergence(x, f_u(x)[0]))
-        for _, x, y in shuffled_batches(split.train, split.remain, BATCH, rng):
+        for _, x, y in epoch(split.train, split.remain, BATCH, rng):
             logits = f_u(x)[0]
             step(optimizer, row["gamma"] * F.cross_entropy(logits, y) + row["alpha"] * divergence(x, logits))
         for group in optimizer.param_groups:
-            group["lr"] *= 0.1 if epoch + 1 in row["decay_after"] else 1
+            group["lr"] *= 0.1 if number + 1 in row["decay_after"] else 1
 
 
 def unroll_written_out(f_o, f_u, split, row, seed):
     """w_T + lr * epochs * the sum of the gradients at w_0, in training mode, of D_f's batches."""
     model, at_start = copy.deepcopy(f_o).train(), [0 for _ in f_u.parameters()]
-    for _, x, y in shuffled_batches(split.train, split.forget, BATCH, generator(seed, "Unroll gradients")):
+    for _, x, y in epoch(split.train, split.forget, BATCH, generator(seed, "Unroll gradients")):
         gradients = torch.autograd.grad(F.cross_entropy(model(x)[0], y), list(model.parameters()))
         at_start = [total + gradient for total, gradient in zip(at_start, gradients)]
     optimizer, rng = optimizer_of(f_u, row, momentum=0.9), generator(seed, "Unroll")
     for _ in range(row["epochs"]):
         for index in (split.forget, split.remain):
-            for _, x, y in shuffled_batches(split.train, index, BATCH, rng):
+            for _, x, y in epoch(split.train, index, BATCH, rng):
                 step(optimizer, F.cross_entropy(f_u(x)[0], y))
     with torch.no_grad():
         for parameter, gradient in zip(f_u.parameters(), at_start):
@@ -356,3 +362,31 @@ def test_dropout_follows_the_seed_and_frozen_layers_stay_as_they_are(method):
     assert [parameter.requires_grad for parameter in f_u.parameters()] == flags and True in flags
     with pytest.raises(UserError, match="every parameter of the model is frozen"):
         METHODS[method].unlearn(f_o.requires_grad_(False), split, quick_settings(method, split))
+
+
+@pytest.mark.parametrize("data", ["plain", "augmented"])
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("Original",)])
+def test_every_method_is_the_same_by_captured_steps(method, data, request, monkeypatch):
+    """With a stand-in for the graph: fixed places for what a step reads, and a new capture where a setting changes."""
+    f_o, split = request.getfixturevalue(data)
+    chosen = quick_settings(method, split)
+    chosen.epochs, chosen.decay_after, chosen.batch_size, chosen.forget_batch_size = 3, [1, 2], 4, 3
+    expected = METHODS[method].unlearn(f_o, split, chosen)
+    monkeypatch.setattr(training, "capture", lambda step, static: (lambda: step(*static), None))
+    monkeypatch.setattr(training, "on_side_stream", lambda step, given: step(*given))
+    for module in (training, *METHODS.values()):
+        if hasattr(module, "captured"):
+            monkeypatch.setattr(module, "captured", lambda step, device: training.Captured(step))
+    if method == "CaMU":  # its steps give their losses
+        monkeypatch.setattr(training, "capture", losses_in_place)
+    assert same_weights(METHODS[method].unlearn(f_o, split, chosen), expected)
+
+
+def losses_in_place(step, static):
+    results = (torch.zeros(()), torch.zeros(()))
+
+    def replay():
+        for place, value in zip(results, step(*static)):
+            place.copy_(value)
+
+    return replay, results

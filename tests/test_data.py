@@ -3,7 +3,7 @@ from itertools import islice
 
 import pytest
 import torch
-from conftest import colour_images, make_toy_dataset, make_toy_split
+from conftest import colour_images, loaded, make_toy_dataset, make_toy_split
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import functional as tv
@@ -205,7 +205,8 @@ def test_every_label_and_every_remain_sample_is_drawn_equally_often():
 
 
 def test_an_epoch_visits_every_sample_once(toy_split):
-    rows, xs, ys = zip(*shuffled_batches(toy_split.train, toy_split.remain, 32, generator(0)))
+    batches = shuffled_batches(toy_split.train, toy_split.remain, 32, generator(0))
+    rows, xs, ys = zip(*loaded(batches, toy_split.train, toy_split.remain))
     order = torch.cat(rows).tolist()
     assert sorted(order) == list(range(len(toy_split.remain))) != order
     assert [len(part) for part in rows] == [32] * 11 + [8]
@@ -215,16 +216,23 @@ def test_an_epoch_visits_every_sample_once(toy_split):
 
 
 def test_cycled_batches_are_shuffled_anew_each_time_round(toy_split):
-    rows = [
-        part.tolist() for part, _, _ in islice(cycled_batches(toy_split.train, toy_split.forget, 20, generator(0)), 6)
-    ]
+    rows = [part.tolist() for part, _ in islice(cycled_batches(toy_split.train, toy_split.forget, 20, generator(0)), 6)]
     rounds = [first + second for first, second in zip(rows[::2], rows[1::2])]
     assert all(sorted(order) == list(range(40)) for order in rounds) and len(set(map(tuple, rounds))) == 3
 
 
+def tuples_of(split, joint, batches):
+    """All of (rows_r, x_r, y_r, rows_f, x_f, y_c)."""
+    found = []
+    for rows_r, crops, rows_f in batches:
+        of_r, of_f = joint.tuples(split.train, rows_r, crops, rows_f)
+        found.append((rows_r, *of_r, rows_f, *of_f))
+    return map(torch.cat, zip(*found))
+
+
 def test_an_epoch_over_the_joint_dataset_visits_every_tuple_once(toy_split):
     joint = joint_dataset(toy_split, 2, seed=0)
-    r, x_r, y_r, rows, x_f, y_c = map(torch.cat, zip(*joint_batches(toy_split, joint, 32, generator(0))))
+    r, x_r, y_r, rows, x_f, y_c = tuples_of(toy_split, joint, joint_batches(toy_split, joint, 32, generator(0)))
     assert torch.equal(r, rows) and sorted(rows.tolist()) == list(range(80)) != rows.tolist()
     assert torch.equal(x_r, toy_split.train.batch(joint.remain[rows]))
     assert torch.equal(x_f, toy_split.train.batch(joint.forget[rows]))
@@ -236,7 +244,7 @@ def test_as_in_the_published_code_x_r_comes_in_an_order_of_its_own_and_lends_its
     y_f, y_r = toy_split.train.labels[joint.forget], toy_split.train.labels[joint.remain]
     assert torch.equal(joint.y_c[y_r != y_f], y_r[y_r != y_f]) and (joint.y_c != y_f).all() and (y_r == y_f).any()
     batches = joint_batches(toy_split, joint, 32, generator(0), paired=False)
-    r, x_r, labels_r, f, x_f, y_c = map(torch.cat, zip(*batches))
+    r, x_r, labels_r, f, x_f, y_c = tuples_of(toy_split, joint, batches)
     assert not torch.equal(r, f) and sorted(r.tolist()) == sorted(f.tolist()) == list(range(80))
     assert torch.equal(x_r, toy_split.train.batch(joint.remain[r])) and torch.equal(labels_r, y_r[r])
     assert torch.equal(x_f, toy_split.train.batch(joint.forget[f])) and torch.equal(y_c, joint.y_c[f])
@@ -313,11 +321,13 @@ def test_images_are_resized_and_normalised():
 
 def test_training_crops_before_it_normalises():
     images = augmented()
-    rows, x, _ = next(shuffled_batches(images, torch.arange(12), 12, generator(0)))
+    rows, x, _ = next(loaded(shuffled_batches(images, torch.arange(12), 12, generator(0)), images, torch.arange(12)))
     rng = generator(0)
     assert torch.equal(rows, torch.randperm(12, generator=rng))
     assert torch.equal(x, images.standardise(crop_and_flip(images.unit(rows), images.draw_crops(12, rng))))
-    batches = list(shuffled_batches(images, torch.arange(12), 5, generator(0)))  # crops do not depend on the batches
+    batches = list(
+        loaded(shuffled_batches(images, torch.arange(12), 5, generator(0)), images, torch.arange(12))
+    )  # crops do not depend on the batches
     torch.testing.assert_close(torch.cat([part for _, part, _ in batches]), x)
     assert replace(images, augment=False).draw_crops(12, rng) is None
 

@@ -4,10 +4,11 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SmallNet, make_toy_split, same_weights
+from conftest import SmallNet, loaded, make_toy_split, same_weights
 
+import training
 from data import generator, shuffled_batches
-from training import frozen_outputs, train
+from training import Captured, captured, frozen_outputs, train
 
 OPTIONS = {"epochs": 3, "lr": 1e-3, "batch_size": 32}
 
@@ -36,7 +37,7 @@ def test_training_is_adam_with_the_papers_weight_decay(split):
     train(model, images, split.remain, rng=generator("toy"), **OPTIONS)
     optimizer, rng = torch.optim.Adam(expected.parameters(), lr=1e-3, weight_decay=1e-4), generator("toy")
     for _ in range(3):
-        for _, x, y in shuffled_batches(images, split.remain, 32, rng):
+        for _, x, y in loaded(shuffled_batches(images, split.remain, 32, rng), images, split.remain):
             optimizer.zero_grad()
             F.cross_entropy(expected(x)[0], y).backward()
             optimizer.step()
@@ -83,3 +84,66 @@ def test_frozen_outputs_are_in_the_order_asked_for(split, toy_model):
     found = frozen_outputs(toy_model, split.train, index)
     torch.testing.assert_close(found, toy_model(split.train.batch(index))[0])
     assert not found.requires_grad
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Steps are captured on any device: what a graph reads and writes are fixed places, and capturing runs nothing."""
+
+    def capture(step, static):
+        results = [torch.full((), torch.nan)]
+
+        def replay():
+            for place, value in zip(results, step(*static) or (), strict=False):
+                place.copy_(value)
+
+        return replay, results
+
+    monkeypatch.setattr(training, "capture", capture)
+    monkeypatch.setattr(training, "on_side_stream", lambda step, given: step(*given))
+    monkeypatch.setattr(training, "captured", lambda step, device: Captured(step))
+
+
+def test_a_captured_step_takes_every_call_once_with_its_own_values(stand_in):
+    seen = []
+
+    def step(x, nothing):
+        assert nothing is None
+        seen.append(x.clone())
+        return (x.sum(),)
+
+    run_step, given = Captured(step), [torch.full((2,), float(i)) for i in range(7)]
+    given[5] = torch.full((1,), 5.0)  # an odd batch, which is run as it is
+    for x in given:
+        (result,) = run_step(x, None)
+        assert result == x.sum()
+    assert all(torch.equal(a, b) for a, b in zip(seen, given, strict=True))
+
+
+def test_an_odd_first_batch_is_no_pattern_for_the_others(stand_in):
+    calls = []
+    run_step = Captured(lambda x: calls.append(len(x)) or (x.sum(),))
+    for size in (1, 3, 3, 1, 1, 1, 3, 1):
+        assert run_step(torch.ones(size))[0] == size
+    assert calls == [1, 3, 3, 1, 1, 1, 3, 1]
+
+
+def test_training_by_captured_steps_is_the_same_and_goes_on_from_the_middle(split, stand_in, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "captured", captured)
+        expected = run(split)
+    assert same_weights(run(split), expected)
+    monkeypatch.setattr(training, "SAVE_EVERY_S", 0)
+
+    def stop(epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    partial = tmp_path / "state.pt"
+    with pytest.raises(KeyboardInterrupt):
+        run(split, partial=partial, after=stop)
+    assert same_weights(run(split, partial=partial), expected)
+
+
+def test_on_a_cpu_a_step_is_itself():
+    assert captured(max, torch.device("cpu")) is max and isinstance(captured(max, torch.device("cuda")), Captured)
