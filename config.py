@@ -41,6 +41,8 @@ class Config:
     """where the pre-unlearning models (and, with --save-models, the unlearned ones) are kept"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto uses CUDA where it is available"""
+    precision: Literal["float32", "bf16"] = "float32"
+    """of training; evaluation is in float32. On CUDA, float32 has TF32 convolutions"""
     threads: int = 1
     """CPU threads per cell. One and two give results that differ in the last bits; --jobs uses several cores better"""
     jobs: int = 1
@@ -57,6 +59,8 @@ class Config:
     """epochs of pretraining; by default the data set's row of TRAINING"""
     retrain_epochs: int | None = None
     """epochs of Retrain; by default the data set's row of TRAINING"""
+    time_limit: float | None = None
+    """seconds after which no cell is started, or that none may pass by its last time here: the important ones first"""
     override: tuple[str, ...] = ()
     """hyperparameters to use instead of the table's, each METHOD.NAME=VALUE, such as CaMU.lr_ce=1e-4"""
     save_models: bool = False

@@ -3,6 +3,7 @@
 Every finished cell (data set, task, method, seed) is one JSON file; a run that is started again skips what is finished.
 """
 
+import time
 from dataclasses import replace
 
 from config import STUDIES, Config
@@ -17,7 +18,7 @@ from reporting.tables import terminal_table
 
 
 def main(config):
-    config = check(config)
+    config, started = check(config), time.monotonic()
     tasks = parse_tasks(config.tasks)
     plans = []
     for name in config.dataset:  # section 4.1: data sets, models, baselines, and what is to be forgotten
@@ -32,7 +33,7 @@ def main(config):
     for plan in plans:
         plan.prepare()  # the pre-unlearning model f_o: trained, or loaded from an earlier run
         for tree in STUDIES[config.study]:  # sections 4.2.1 cells, 4.2.2 efficiency, 4.3 ablation, 4.4 relearn
-            run(plan, tree, config)
+            run(plan, tree, config, started)
         for task in tasks:
             print_tables(plan, task, config)
     trees = ", ".join(STUDIES[config.study])
@@ -40,15 +41,24 @@ def main(config):
     print(f"Tables and figures beside the paper's: python report.py --results-dir {config.results_dir}")
 
 
-def run(plan, tree, config):
+def run(plan, tree, config, started):
     """Compute every unfinished cell of a tree, and save each at once: unlearn, audit, or learn D_r again."""
     if tree in ("efficiency", "audit"):
         config = replace(config, jobs=1, cluster="")  # nothing else may run while cells are timed; audits take no time
     runs = {"audit": (run_audit, plan.auditing), "relearn": (run_relearning, plan.relearning)}
     function, arguments = runs.get(tree, (run_cell, plan.unlearning))
-    calls = {cell: lambda cell=cell: arguments(cell) for cell in plan.todo(tree)}
-    for cell, result in run_all(function, calls, config, f"{plan.dataset.name}: {tree}"):
+    todo = [cell for cell in plan.todo(tree) if plan.is_ready(cell)]
+    todo = todo if config.time_limit is None else plan.by_value(todo)
+    calls = {cell: lambda cell=cell: arguments(cell) for cell in todo}
+
+    def starts(cell):
+        spent = time.monotonic() - started
+        return config.time_limit is None or spent + (plan.last_time(cell) or 0) < config.time_limit
+
+    for cell, result in run_all(function, calls, config, f"{plan.dataset.name}: {tree}", starts):
         plan.keep(cell, result)
+    if left := plan.todo(tree):
+        print(f"{plan.dataset.name}: {len(left)} cells of {tree} are left, from {left[0]}: --time-limit")
 
 
 def describe(dataset):
@@ -60,6 +70,8 @@ def describe(dataset):
 def print_tables(plan, task, config):
     """One table per tree, and per request: a row per method, means over the seeds."""
     records = {cell: record for cell, record in plan.records.items() if cell.task == task}
+    if not records:  # in so little time
+        return
     stats = summarise(frame([row for cell, record in records.items() for row in rows_of(cell.tree, record)]))
     places = dict.fromkeys(place[:3] for place in stats)
     for place in sorted(places, key=lambda place: STUDIES[config.study].index(place[0])):

@@ -64,8 +64,15 @@ def resolve_device(config):
 
 def machine_spec(config):
     device = resolve_device(config)
-    precision = "float32" if device == "cpu" else "float32 with TF32 convolutions"
+    precision = "float32 with TF32 convolutions" if device == "cuda" else "float32"
+    precision = "bf16" if config.precision == "bf16" else precision
     return {"device": device, "threads": config.threads, "precision": precision, "batch_size": config.batch_size}
+
+
+def in_precision(spec):
+    """The context in which a specification's trainings run."""
+    # under a captured step nothing may be kept from call to call
+    return torch.autocast(spec["device"], torch.bfloat16, spec["precision"] == "bf16", cache_enabled=False)
 
 
 def pretrained_spec(dataset, fingerprint, config):
@@ -139,7 +146,8 @@ def pretrain(dataset, spec, partial=None, progress=False):
     everything = torch.arange(len(images), device=images.device)
     given = {name: spec[name] for name in ("epochs", "lr", "batch_size")} | {"partial": partial, "progress": progress}
     rng, label = generator(seed, "pretraining"), f"{dataset.name}: pretraining"
-    train(model, images, everything, **given, rng=rng, label=label)
+    with in_precision(spec):
+        train(model, images, everything, **given, rng=rng, label=label)
     parts = {"train": dataset.train, "test": dataset.test}
     found = {name: accuracy(predict(model, part), part.labels) for name, part in parts.items()}
     return {"state": models.cpu_state(model), "accuracy": found}
@@ -151,7 +159,8 @@ def prepare_shard(shard, method, row, dataset, spec, partial=None, progress=Fals
     dataset = dataset.to(spec["device"])
     chosen = settings(row, seed=PRETRAINING_SEED, batch_size=spec["batch_size"], partial=partial, progress=progress)
     classes = len(dataset.classes)
-    return {"states": METHODS[method].prepare_shard(shard, dataset.train, dataset.model, classes, chosen)}
+    with in_precision(spec):
+        return {"states": METHODS[method].prepare_shard(shard, dataset.train, dataset.model, classes, chosen)}
 
 
 def audit_references(dataset, spec, row, prepared, partial=None, progress=False):
@@ -188,7 +197,8 @@ def run_cell(cell, spec, dataset, f_o_state, prepared=None, partial=None, progre
         state = partial.with_suffix(f".request{number}.pt") if partial and len(splits) > 1 else partial
         before = accuracy(predict(f, dataset.test), dataset.test.labels)
         chosen = settings(row, seed=request_seed(cell, number), partial=state, test_accuracy=before, **given)
-        f, seconds = timed(METHODS[spec["method"]].unlearn, f, split, chosen)
+        with in_precision(spec):
+            f, seconds = timed(METHODS[spec["method"]].unlearn, f, split, chosen)
         metrics, found = evaluate(f, dataset, split.so_far(), cell.seed, spec["threads"])
         requests.append({"metrics": metrics, "time_s": seconds})
         outputs.append(found)
@@ -276,8 +286,8 @@ def device_name(device):
 def provenance(config, program="main.py"):
     """The command behind a run's cells, with every setting that determines numbers, and the code's commit."""
     words, chosen = ["python", *program.split()], vars(config) | {"device": resolve_device(config)}
-    for name in ("dataset", "tasks", "methods", "seeds", "study", "device", "threads", "batch_size", "image_size",
-                 "pretrain_epochs", "retrain_epochs", "label_noise", "override", "trials"):  # fmt: skip
+    for name in ("dataset", "tasks", "methods", "seeds", "study", "device", "precision", "threads", "batch_size",
+                 "image_size", "pretrain_epochs", "retrain_epochs", "label_noise", "override", "trials"):  # fmt: skip
         if chosen.get(name) not in (None, (), 0):
             values = chosen[name] if isinstance(chosen[name], tuple) else (chosen[name],)
             words += [f"--{name.replace('_', '-')}", *map(str, values)]

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -151,20 +152,27 @@ def _cached_pixels(name, tree, listings, image_size, progress):
 
 def _decode(name, listings, image_size, progress):
     samples = [(part, path) for part, listing in listings.items() for path, _ in listing.samples]
-    headers = [_open(path, header_only=True) for _, path in samples]
-    gray = all(mode in ("1", "L", "LA") for mode, _ in headers)
-    small = max(max(size) for _, size in headers) <= 32
-    mode, side = "RGB", 32 if name in RESNET_DATASETS else image_size or 64
-    if name in CNN_DATASETS or (gray and small):
-        mode, side = "L", CNN_SIDE
-    arrays = {part: [] for part in listings}
-    for part, path in tqdm(samples, f"{name}: decoding", disable=None if progress else True):
-        image = _open(path).convert(mode)
-        if image.size != (side, side):
-            image = image.resize((side, side), Image.Resampling.BILINEAR)
-        arrays[part].append(np.asarray(image).reshape(side, side, -1))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without holding Python's lock
+        headers = list(pool.map(lambda sample: _open(sample[1], header_only=True), samples))
+        gray = all(mode in ("1", "L", "LA") for mode, _ in headers)
+        small = max(max(size) for _, size in headers) <= 32
+        mode, side = "RGB", 32 if name in RESNET_DATASETS else image_size or 64
+        if name in CNN_DATASETS or (gray and small):
+            mode, side = "L", CNN_SIDE
+        decoded = pool.map(lambda sample: _pixels(sample[1], mode, side), samples)
+        arrays = {part: [] for part in listings}
+        shown = {"desc": f"{name}: decoding", "total": len(samples), "disable": None if progress else True}
+        for (part, _), pixels in zip(samples, tqdm(decoded, **shown)):
+            arrays[part].append(pixels)
     stacked = {part: torch.from_numpy(np.stack(images)) for part, images in arrays.items()}
     return {part: images.permute(0, 3, 1, 2).contiguous() for part, images in stacked.items()}
+
+
+def _pixels(path, mode, side):
+    image = _open(path).convert(mode)
+    if image.size != (side, side):
+        image = image.resize((side, side), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(side, side, -1)
 
 
 def _open(path, header_only=False):

@@ -38,6 +38,8 @@ def check(config):
         value = min(given) if isinstance(given, tuple) else given
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} {value:g}: must be at least {least}")
+    if config.time_limit is not None and config.time_limit <= 0:
+        raise UserError(f"--time-limit {config.time_limit:g}: must be above 0 seconds")
     if not 0 <= config.label_noise < 100:
         raise UserError(f"--label-noise {config.label_noise:g}: must be a percentage from 0 to below 100")
     if config.cluster and "efficiency" in STUDIES[config.study]:
@@ -239,19 +241,35 @@ class Plan:
             missing = [f"{cell.seed}{' (its model or outputs)' if cell in self.records else ''}" for cell in missing]
             unlike = [f"{cell.seed} ({', '.join(self.unlike[cell])})" for cell in group if cell in self.unlike]
             done, missing, unlike = (" ".join(found) or "-" for found in (done, missing, unlike))
-            rows.append([*place, done, missing, self.last_time(group[0]), unlike])
+            seconds = self.last_time(group[0])
+            rows.append([*place, done, missing, "-" if seconds is None else f"{seconds:.1f}", unlike])
         columns = ["tree", "task", "method", "seeds done", "seeds missing", "seconds", "other configuration"]
         title = f"{self.dataset.name}: done, missing, or made with another configuration; seconds last taken here"
         return f"{title}\n{pd.DataFrame(rows, columns=columns).to_string(index=False)}"
 
+    def is_ready(self, cell):
+        """Whether the cells that an audit or a relearning is about are finished."""
+        if cell.tree not in ("audit", "relearn"):
+            return True
+        beside = replace(cell, tree="cells")
+        return {beside, replace(beside, method="Retrain") if "retrain" in self.specs[cell] else beside} <= {
+            *self.records
+        }
+
+    def by_value(self, cells):
+        """In the order in which they are worth most: seed by seed, Retrain and CaMU first, SISA last."""
+        rank = {"Retrain": 0, "CaMU": 0, "SISA": 2}
+        return sorted(cells, key=lambda cell: (self.config.seeds.index(cell.seed), rank.get(cell.method, 1)))
+
     def last_time(self, cell):
         """Seconds that the newest cell beside this one took, if it was made on this machine on as many threads."""
-        here = {"device": cells.device_name(self.specs[cell]["device"]), "threads": self.config.threads}
+        device = cells.device_name(cells.resolve_device(self.config))
+        here = {"device": device, "threads": self.config.threads}
         for path in sorted(cell.path(self.config).parent.glob("seed*.json"), key=lambda p: -p.stat().st_mtime):
             record = load_or_set_aside(path, read_record) or {}
             if here.items() <= (record.get("conditions") or {}).items():
-                return f"{record['time_s']:.1f}"
-        return "-"
+                return record["time_s"]
+        return None
 
 
 def differences(old, new):

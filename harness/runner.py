@@ -1,5 +1,6 @@
 """Running many pure functions: one after another, side by side on this machine, or on a Ray cluster."""
 
+import itertools
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -11,22 +12,24 @@ from harness.store import UserError
 SHARED = ("dataset", "f_o_state", "prepared")  # arguments of many calls, sent to a cluster once
 
 
-def run_all(function, calls, config, title):
+def run_all(function, calls, config, title, starts=lambda purpose: True):
     """Call a pure function many times, `config.jobs` at a time, with a bar; yield (purpose, result) as they finish.
 
-    `calls` has for each purpose a callable that returns the arguments as a dict, called when the call is started.
+    `calls` has for each purpose a callable that returns the arguments as a dict, called when the call is started. It is
+    not started if `starts(purpose)` then says no.
     """
     if not calls:
         return
     run = on_cluster if config.cluster else side_by_side if config.jobs > 1 else one_by_one
+    started = ((purpose, arguments) for purpose, arguments in calls.items() if starts(purpose))
     with tqdm(total=len(calls), desc=title, unit="cell", disable=True if config.quiet else None) as bar:
-        for purpose, result in run(function, calls, config, bar):
+        for purpose, result in run(function, started, config, bar):
             yield purpose, result
             bar.update()
 
 
 def one_by_one(function, calls, config, bar):
-    for purpose, arguments in calls.items():
+    for purpose, arguments in calls:
         bar.set_postfix_str(str(purpose))
         yield purpose, function(**arguments(), progress=not config.quiet)
 
@@ -34,7 +37,7 @@ def one_by_one(function, calls, config, bar):
 def side_by_side(function, calls, config, bar):
     parallel = joblib.Parallel(config.jobs, return_as="generator_unordered", pre_dispatch=config.jobs)
     try:
-        yield from parallel(joblib.delayed(named)(p, function, **arguments()) for p, arguments in calls.items())
+        yield from parallel(joblib.delayed(named)(p, function, **arguments()) for p, arguments in calls)
     except BrokenProcessPool:
         message = f"one of the {config.jobs} processes was ended from outside, as happens when memory runs out"
         raise UserError(f"{message}; the same command, with fewer --jobs, continues with what is not finished")
@@ -64,12 +67,12 @@ def on_cluster(function, calls, config, bar):
             references[id(value)] = ray.put(value)
         return references[id(value)]
 
-    waiting = list(calls.items())[::-1]
-    while waiting or running:
-        while waiting and len(running) < at_a_time:
-            purpose, arguments = waiting.pop()
+    while True:
+        for purpose, arguments in itertools.islice(calls, at_a_time - len(running)):
             given = {k: shared(v) if k in SHARED else v for k, v in arguments().items() if k != "partial"}
             running.append(run.remote(purpose, function, **given))
+        if not running:
+            return
         (done, *_), running = ray.wait(running)
         yield ray.get(done)
 

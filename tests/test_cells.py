@@ -265,6 +265,9 @@ def test_the_recorded_command_gives_the_same_cells_again(toy_config):
         jobs=2,
         gpus_per_cell=0.5,
         batch_size=16,
+        precision="bf16",
+        label_noise=5.0,
+        time_limit=1e6,
         image_size=40,
         pretrain_epochs=2,
         retrain_epochs=3,
@@ -277,7 +280,7 @@ def test_the_recorded_command_gives_the_same_cells_again(toy_config):
     assert (python, program) == ("python", "main.py")
     changed = {field.name for field in fields(Config) if getattr(config, field.name) != getattr(again, field.name)}
     places = {"data_root", "results_dir", "checkpoints_dir"}
-    assert changed == places | {"jobs", "gpus_per_cell", "save_models", "overwrite", "quiet"}
+    assert changed == places | {"jobs", "gpus_per_cell", "time_limit", "save_models", "overwrite", "quiet"}
     first, second = (Plan(make_toy_dataset(), parse_tasks(c.tasks), c) for c in (config, again))
     assert first.specs == second.specs and len(first.specs) == 4 * (4 * 2 + 4)
 

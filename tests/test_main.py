@@ -158,11 +158,46 @@ def test_a_run_of_all_studies(toy_config, tmp_path, capsys):
 
 def test_a_timing_has_nothing_beside_it(toy_config, monkeypatch):
     jobs = []
-    monkeypatch.setattr(main, "run_all", lambda function, calls, config, title: jobs.append(config.jobs) or [])
+    monkeypatch.setattr(main, "run_all", lambda function, calls, config, *_: jobs.append(config.jobs) or [])
     monkeypatch.setattr("harness.plan.Plan.prepare", lambda _: None)
     monkeypatch.setattr(main, "print_tables", lambda *_: None)
     main.main(replace(toy_config, study="paper", jobs=2))
     assert jobs == [2, 1, 2, 2, 1]
+
+
+def test_a_limited_run_starts_what_fits_in_the_order_of_value_and_is_gone_on_with(
+    toy_config, tmp_path, monkeypatch, capsys
+):
+    """Seed by seed, Retrain and CaMU first. A cell is not started if its last time is longer than what is left."""
+    config = replace(toy_config, methods=("T-S", "CaMU", "Retrain"), seeds=(0, 1), time_limit=50.0)
+    started, clock = [], iter(range(0, 1000, 10))
+    monkeypatch.setattr(main.time, "monotonic", lambda: next(clock))
+
+    def run_cell(function=main.run_cell, **given):
+        started.append((given["cell"].method, given["cell"].seed))
+        record, *rest = function(**given)
+        return record | {"time_s": 45.0 if given["cell"].method == "CaMU" else 1.0}, *rest
+
+    monkeypatch.setattr(main, "run_cell", run_cell)
+    main.main(config)  # looks at the clock once a cell: at 10, 20 ... seconds
+    assert started == [("CaMU", 0), ("Retrain", 0), ("T-S", 0)]  # at 40 s CaMU would need 45
+    printed = capsys.readouterr().out
+    assert "Toy: 3 cells of cells are left, from class0 T-S seed 1: --time-limit" in printed
+    assert "Toy, class0: 1 seed" in printed
+    audits = sorted((tmp_path / "results/audit/Toy/class0").glob("*/seed*.json"))
+    assert [path.parent.name for path in audits] == []  # at 50 s not even audits
+
+    main.main(replace(config, time_limit=None))
+    assert started[3:] == [("T-S", 1), ("CaMU", 1), ("Retrain", 1)]
+    assert len(list((tmp_path / "results/audit/Toy/class0").glob("*/seed*.json"))) == 6
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_precision_is_part_of_a_cell_and_changes_its_numbers(toy_config, tmp_path, precision):
+    main.main(replace(toy_config, methods=("CaMU", "T-S"), precision=precision))
+    found = records(tmp_path / "results")
+    assert all(record["config"]["precision"] == precision for record in found.values())
+    assert found[Path("cells/Toy/class0/CaMU/seed0.json")]["metrics"]["A_r"] > 50
 
 
 @pytest.mark.slow

@@ -78,6 +78,8 @@ def cell(method="Retrain", tree="cells", seed=0):
         ({"pretrain_epochs": 0}, "--pretrain-epochs 0: must be at least 1"),
         ({"retrain_epochs": -1}, "--retrain-epochs -1: must be at least 1"),
         ({"image_size": 32}, "--image-size 32: must be at least 33"),
+        ({"time_limit": 0.0}, "--time-limit 0: must be above 0 seconds"),
+        ({"label_noise": 100.0}, "--label-noise 100: must be a percentage from 0 to below 100"),
         ({"gpus_per_cell": -1}, "--gpus-per-cell -1: must be at least 0"),
         ({"cluster": "local", "study": "paper"}, "--study paper times cells on one quiet machine"),
         ({"override": ("CaMU.lr_ce=fast",)}, "lr_ce must be a number of at least 0"),
