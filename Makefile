@@ -17,7 +17,7 @@ test: .venv/test.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/test.stamp: .venv/run.stamp requirements-test.txt requirements-ray.txt
+.venv/test.stamp: .venv/run.stamp requirements-test.txt requirements-ray.txt requirements-search.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	touch $@
 

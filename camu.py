@@ -28,7 +28,8 @@ import torch
 import torch.nn.functional as F
 
 from data import counterfactuals, generator, joint_batches, joint_dataset
-from training import adam, captured, epochs_of, frozen_outputs, seeded, student, take_step
+from harness.graphs import captured
+from training import adam, epochs_of, frozen_outputs, seeded, student, take_step
 
 TERMS = ("KL_r", "KL_f", "CE_r", "CE_f")  # of the two losses, in the order of the equations
 CAMU = {"terms": TERMS, "paired": True, "y_c": "random", "passes": 1}

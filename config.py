@@ -9,12 +9,13 @@ from hyperparameters import HYPERPARAMETERS
 STUDIES = {
     "plain": ("cells", "audit"),
     "floor": ("cells", "audit"),  # with the audit's floor
-    "ablation": ("cells", "audit", "ablation"),
+    "ablation": ("cells", "ablation", "audit"),
     "relearn": ("cells", "audit", "relearn"),
     "efficiency": ("efficiency",),
-    "paper": ("cells", "audit", "ablation", "relearn", "efficiency"),
+    "paper": ("cells", "ablation", "audit", "relearn", "efficiency"),
 }
 TREES = STUDIES["paper"]
+BESIDE_ABLATION = ("Retrain", "Original", "CaMU")  # what the rows of the ablation are compared with
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Config:
     dataset: tuple[str, ...] = ("OptDigits",)
     """OptDigits, Digit, Fashion, CIFAR10, CIFAR100, or the name of your own image folder under --data-root"""
     tasks: tuple[str, ...] = ("random10", "class0")
-    """what to forget: random<percent>, class<k> (several: class0,3), or ids:<file> with one training index per line"""
+    """what to forget: random<percent>, class<k> (several: class0,3), or ids:<file> with one training index per line;
+    requests one after another: class0>class1"""
     methods: tuple[Literal[("all", *HYPERPARAMETERS)], ...] = ("all",)
     """which methods; an ablation has its own"""
     seeds: tuple[int, ...] = (0,)
@@ -38,7 +40,7 @@ class Config:
     results_dir: str = "runs"
     """where the finished cells go: <results-dir>/cells/<dataset>/<task>/<method>/seed<k>.json"""
     checkpoints_dir: str = "checkpoints"
-    """where the pre-unlearning models (and, with --save-models, the unlearned ones) are kept"""
+    """where the pre-unlearning models, the outputs for the audit and, with --save-models, the unlearned models are"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto uses CUDA where it is available"""
     precision: Literal["float32", "bf16"] = "float32"

@@ -21,7 +21,7 @@ TRAINING = {
 ANY = "any"
 FEW = 0.01  # a forget set under this fraction of the training samples uses the "few" row
 
-# What the searched rows of a method have in common. OptDigits has few batches an epoch, so it gets more epochs.
+# What the searched rows of a method have in common. Where an epoch has few batches, as on OptDigits, there are more.
 NEGGRAD = {"optimizer": "Adam", "weight_decay": 1e-4, "epochs": 2, "stop": 1}
 SCRUB = {"optimizer": "Adam", "weight_decay": 5e-4, "epochs": 4, "decay_after": [2, 3], "gamma": 1.0}
 UNROLL = {"optimizer": "Adam", "weight_decay": 1e-4}
@@ -31,11 +31,14 @@ SCRUB_LONGER = SCRUB | {"epochs": 6, "decay_after": [3, 5]}
 # HYPERPARAMETERS[method][family or data set, kind of task]. ANY stands for those without a row of their own, None for
 # the data set's value in TRAINING. CaMU's MNIST and CIFAR rows are the published ones; its `repeats` is how often D_f
 # stands in the joint dataset (None: as often as gives `camu.TUPLES` tuples). The baselines' CIFAR rows are those of
-# each paper. Their OptDigits, Digit and Fashion rows come from the search (benchmarks/tune.py) in the ranges of SEARCH.
+# each paper. Those of OptDigits, Digit and Fashion come from the search (benchmarks/tune.py) in the ranges of SEARCHED:
+# ("log", least, most), ("int", least, most) or ("choice", ...); all else there stays fixed.
+SEARCHED = "searched"
 HYPERPARAMETERS = {
     "Retrain": {(ANY, ANY): {"epochs": None, "lr": None}},
     "Original": {(ANY, ANY): {}},
     "NegGrad": {
+        SEARCHED: NEGGRAD | {"lr": ("log", 2e-5, 4e-4), "a": ("choice", 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)},
         ("OptDigits", "random"): NEGGRAD_LONGER | {"lr": 4e-4, "a": 0.8},
         ("OptDigits", "class"): NEGGRAD_LONGER | {"lr": 1.1e-4, "a": 0.995},
         ("CIFAR", ANY): {"optimizer": "SGD", "weight_decay": 0.0, "epochs": 5, "lr": 0.01, "a": 0.9999, "stop": 0},
@@ -44,19 +47,23 @@ HYPERPARAMETERS = {
         (ANY, "few"): NEGGRAD_LONGER | {"lr": 1e-4, "a": 0.97},
     },
     "Boundary": {
+        SEARCHED: {"epochs": ("int", 1, 10), "lr": ("log", 1e-6, 3e-3)},
         ("OptDigits", "random"): {"epochs": 8, "lr": 5.6e-5},
         ("OptDigits", "class"): {"epochs": 10, "lr": 8.7e-5},
         ("CIFAR", ANY): {"epochs": 10, "lr": 1e-5},
-        (ANY, "random"): {"epochs": 5, "lr": 1e-5},
         (ANY, "class"): {"epochs": 10, "lr": 1e-4},
-        (ANY, "few"): {"epochs": 5, "lr": 1e-5},
+        (ANY, ANY): {"epochs": 5, "lr": 1e-5},
     },
     "T-S": {
+        SEARCHED: {"epochs": ("int", 1, 3), "lr": ("log", 1e-5, 3e-3), "remain_fraction": 0.3},
         ("OptDigits", "random"): {"epochs": 3, "lr": 8.8e-4, "remain_fraction": 0.3},
         ("OptDigits", "class"): {"epochs": 3, "lr": 5.3e-4, "remain_fraction": 0.3},
         (ANY, ANY): {"epochs": 1, "lr": 1e-4, "remain_fraction": 0.3},  # as published
     },
     "SCRUB": {
+        SEARCHED: SCRUB
+        | {"msteps": ("int", 1, 4), "lr": ("log", 5e-5, 3e-3), "alpha": ("log", 1e-3, 1.0)}
+        | {"temperature": ("choice", 2.0, 4.0), "forget_batch_size": ("choice", 32, 128, 256, 512)},
         ("OptDigits", "random"): SCRUB_LONGER
         | {"msteps": 4, "lr": 1.7e-3, "alpha": 1.2e-3, "temperature": 4.0, "forget_batch_size": 128},
         ("OptDigits", "class"): SCRUB_LONGER
@@ -73,10 +80,12 @@ HYPERPARAMETERS = {
             "temperature": 4.0,
             "forget_batch_size": 512,
         },
-        (ANY, ANY): SCRUB | {"msteps": 3, "lr": 3e-4, "alpha": 0.1, "temperature": 4.0, "forget_batch_size": 512},
+        (ANY, ANY): SCRUB_LONGER
+        | {"msteps": 3, "lr": 3e-4, "alpha": 0.1, "temperature": 4.0, "forget_batch_size": 512},
     },
     "SISA": {(ANY, ANY): {"shards": 5, "slices": 4, "epochs": None, "lr": None}},
     "Unroll": {
+        SEARCHED: UNROLL | {"epochs": ("int", 1, 3), "lr": ("log", 1e-4, 1e-2)},
         ("OptDigits", "random"): UNROLL | {"epochs": 1, "lr": 3e-3},
         ("OptDigits", "class"): UNROLL | {"epochs": 1, "lr": 1.7e-3},
         ("CIFAR", ANY): UNROLL | {"epochs": 1, "lr": None},
@@ -85,30 +94,26 @@ HYPERPARAMETERS = {
     "CaMU": {
         ("MNIST", "random"): {"epochs": 10, "lr_ce": 5e-4, "lr_kl": 4e-4, "repeats": 1},
         ("MNIST", "class"): {"epochs": 2, "lr_ce": 1e-3, "lr_kl": 4e-4, "repeats": 1},
-        ("CIFAR", "random"): {"epochs": 10, "lr_ce": 1e-4, "lr_kl": 1e-5, "repeats": 1},
-        ("CIFAR", "class"): {"epochs": 2, "lr_ce": 5e-5, "lr_kl": 1e-5, "repeats": 1},
-        ("CIFAR100", "class"): {"epochs": 2, "lr_ce": 5e-5, "lr_kl": 1e-5, "repeats": 10},
+        ("CIFAR", "random"): {"epochs": 10, "lr_ce": 1e-4, "lr_kl": 1e-5, "repeats": 1, "passes": 1},
+        ("CIFAR", "class"): {"epochs": 2, "lr_ce": 5e-5, "lr_kl": 1e-5, "repeats": 1, "passes": 1},
+        ("CIFAR100", "class"): {"epochs": 2, "lr_ce": 5e-5, "lr_kl": 1e-5, "repeats": 10, "passes": 1},
         ("OptDigits", "random"): {"epochs": 5, "lr_ce": 5e-4, "lr_kl": 4e-4, "repeats": 4},
         ("OptDigits", "class"): {"epochs": 2, "lr_ce": 1e-3, "lr_kl": 4e-4, "repeats": 10},
-        (ANY, "random"): {"epochs": 5, "lr_ce": 1e-4, "lr_kl": 1e-5, "repeats": 4},
-        (ANY, "class"): {"epochs": 2, "lr_ce": 1e-3, "lr_kl": 1e-4, "repeats": None},
+        (ANY, "random"): {"epochs": 5, "lr_ce": 1e-4, "lr_kl": 1e-5, "repeats": 4, "passes": 1},
+        (ANY, "class"): {"epochs": 2, "lr_ce": 1e-3, "lr_kl": 1e-4, "repeats": None, "passes": 1},
         ("OptDigits", "few"): {"epochs": 2, "lr_ce": 5e-4, "lr_kl": 4e-5, "repeats": 100},
         ("MNIST", "few"): {"epochs": 2, "lr_ce": 5e-4, "lr_kl": 4e-5, "repeats": 100},
-        (ANY, "few"): {"epochs": 2, "lr_ce": 1e-4, "lr_kl": 1e-5, "repeats": 100},
+        (ANY, "few"): {"epochs": 2, "lr_ce": 1e-4, "lr_kl": 1e-5, "repeats": 100, "passes": 1},
     },
 }
 
-LONGER = {"NegGrad": NEGGRAD_LONGER, "SCRUB": SCRUB_LONGER}  # for OptDigits
-# What the search draws: ("log", least, most), ("int", least, most) or ("choice", ...). All else stays fixed.
-SEARCH = {
-    "NegGrad": NEGGRAD | {"lr": ("log", 2e-5, 4e-4), "a": ("choice", 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)},
-    "Boundary": {"epochs": ("int", 1, 10), "lr": ("log", 1e-6, 3e-3)},
-    "T-S": {"epochs": ("int", 1, 3), "lr": ("log", 1e-5, 3e-3), "remain_fraction": 0.3},
-    "SCRUB": SCRUB
-    | {"msteps": ("int", 1, 4), "lr": ("log", 5e-5, 3e-3), "alpha": ("log", 1e-3, 1.0)}
-    | {"temperature": ("choice", 2.0, 4.0), "forget_batch_size": ("choice", 32, 128, 256, 512)},
-    "Unroll": UNROLL | {"epochs": ("int", 1, 3), "lr": ("log", 1e-4, 1e-2)},
-}
+LONGER = {"NegGrad": NEGGRAD_LONGER, "SCRUB": SCRUB_LONGER}
+
+
+def search_space(method, dataset):
+    """What the search draws a method's settings from; empty for a method that is not searched."""
+    space = HYPERPARAMETERS[method].get(SEARCHED, {})
+    return space | (LONGER.get(method, {}) if dataset == "OptDigits" else {})
 
 
 def training_row(dataset, model, pretrain_epochs=None, retrain_epochs=None):
@@ -151,9 +156,10 @@ def parse_override(text):
     method, _, name = target.partition(".")
     if method not in HYPERPARAMETERS:
         raise UserError(f"--override {text}: no method {method!r}, only {', '.join(HYPERPARAMETERS)}")
-    known = {entry: usual for row in HYPERPARAMETERS[method].values() for entry, usual in row.items()}
+    rows = [row for place, row in HYPERPARAMETERS[method].items() if place != SEARCHED]
+    known = {entry: usual for row in rows for entry, usual in row.items()}
     if name not in known:
-        raise UserError(f"--override {text}: {method} has no {name!r}, only {', '.join(known)}")
+        raise UserError(f"--override {text}: {method} has no {name!r}, only {', '.join(known) or 'no settings'}")
     try:
         return method, name, parse_value(name, known[name], value)
     except ValueError as error:
@@ -170,9 +176,10 @@ def parse_value(name, usual, text):
         if not re.fullmatch(r"([1-9]\d*(,[1-9]\d*)*)?", text):
             raise ValueError("the numbers of epochs, from 1, separated by commas")
         return [int(epoch) for epoch in text.split(",") if epoch]
-    if name == "stop":
-        if text not in ("0", "1"):
-            raise ValueError("0 or 1")
+    if name in ("stop", "passes"):
+        first, second = ("0", "1") if name == "stop" else ("1", "2")
+        if text not in (first, second):
+            raise ValueError(f"{first} or {second}")
         return int(text)
     if name == "epochs" or isinstance(usual, int):
         if not re.fullmatch(r"0*[1-9]\d*", text):
@@ -204,8 +211,8 @@ def settings(row, *, seed, batch_size=32, **more):
         The accuracy of f_o on test samples, in percent.
     watch : callable
         Called with f_u after every epoch.
-    terms : tuple of str
-        The terms that CaMU keeps, for its ablation.
+    terms, paired, y_c, passes
+        What a row of `camu.ABLATION` changes.
     """
     absent = {"progress": False} | dict.fromkeys(("partial", "prepared", "test_accuracy", "watch"))
     return SimpleNamespace(seed=seed, batch_size=batch_size, **{**absent, **row, **more})

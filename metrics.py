@@ -162,8 +162,8 @@ def non_members(split, y_f, y_test):
 def reference_probabilities(references, seen, dataset):
     """What `audit` takes as references: for each sample the mean over those models that have not seen it.
 
-    `references` are the models, `seen` the positions in the training set that each was trained on. At least one must
-    not have seen a sample, else its value is nan.
+    `references` are the models, `seen` the positions in the training set that each was trained on. Where all have seen
+    a sample its value is nan.
     """
     train, test = dataset.train, dataset.test
     total, count, on_test = torch.zeros(len(train)), torch.zeros(len(train)), torch.zeros(len(test))
@@ -175,7 +175,7 @@ def reference_probabilities(references, seen, dataset):
     return total / count, on_test
 
 
-RMIA_A = 0.3  # how far a model's probability lies from that of one that has seen the sample: the authors' choice
+RMIA_A = 0.3  # a in P_in = a P_out + 1 - a, the authors' guess at a model that has seen the sample
 
 
 def rmia_ratios(p, p_references, a=RMIA_A):

@@ -14,7 +14,7 @@ class Settings:
     """Where the cells are."""
 
     results_dir: str = "results"
-    """the folder with cells/, ablation/, relearn/ and efficiency/; report.md and figures/ are written there"""
+    """the folder with cells/, audit/, ablation/, relearn/ and efficiency/; report.md and figures/ are written there"""
     pages: tuple[str, ...] = ()
     """pages whose generated blocks are to be written anew as well"""
 

@@ -10,6 +10,7 @@ from torch import nn
 from tqdm import tqdm
 
 from data import derive_seed, shuffled_batches
+from harness.graphs import captured
 from harness.store import UserError, load_or_set_aside, load_tensors, save_tensors
 
 WEIGHT_DECAY = 1e-4
@@ -67,59 +68,6 @@ def take_step(optimizer, loss):
     optimizer.step()
 
 
-def captured(step, device):
-    """A training step, a function of a few tensors (or None); on CUDA replayed as a graph, without Python in between.
-
-    What the step reads besides its arguments must stay where it is. It may neither make tensors of host values nor read
-    or print values. On a GPU its results are overwritten by the next call.
-    """
-    return Captured(step) if device.type == "cuda" else step
-
-
-class Captured:
-    """A step that is run a few times, then captured, then replayed. Batches of another shape are run as they are."""
-
-    WARM_UP = 3  # steps, on a stream of their own: allocations and optimiser states are made in them
-
-    def __init__(self, step):
-        self.step, self.calls, self.static = step, 0, None
-
-    def __call__(self, *given):
-        shapes = [value if value is None else value.shape for value in given]
-        self.calls += 1
-        if self.calls == 1:
-            self.shapes = shapes
-        if shapes != self.shapes:
-            return self.step(*given)
-        if self.calls <= self.WARM_UP:
-            return on_side_stream(self.step, given)
-        if self.static is None:
-            self.static = [value if value is None else value.clone() for value in given]
-            self.replay, self.results = capture(self.step, self.static)
-        for place, value in zip(self.static, given):
-            if value is not None:
-                place.copy_(value)
-        self.replay()
-        return self.results
-
-
-def on_side_stream(step, given):
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        results = step(*given)
-    torch.cuda.current_stream().wait_stream(stream)
-    return results
-
-
-def capture(step, static):
-    """Capture `step(*static)` as a CUDA graph: what replays it, and where its results lie."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = step(*static)
-    return graph.replay, results
-
-
 def epochs_of(settings, f_u, label):
     """1, ... settings.epochs, with a bar. After each, `settings.watch` is called with f_u, where it is given."""
     for epoch in epoch_bar(label, settings.epochs, settings.progress):
@@ -138,6 +86,13 @@ def epoch_bar(label, epochs, progress, first=1):
 def frozen_outputs(model, images, index):
     """A frozen model's logits for the samples `index`, without augmentation: (n, classes)."""
     return torch.cat([model(images.batch(chosen))[0] for chosen in index.split(EVALUATION_BATCH)])
+
+
+def outputs_now(model, images, index):
+    """`frozen_outputs` of a model in the middle of its training, which goes on as before."""
+    logits = frozen_outputs(model.eval(), images, index)
+    training_mode(model)
+    return logits
 
 
 def train(model, images, index, *, epochs, lr, batch_size, rng, partial=None, progress=False, label="", after=None):

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from data import generator
-from training import captured, epochs_of, seeded, student, take_step
+from harness.graphs import captured
+from training import epochs_of, seeded, student, take_step
 
 BOUND = 0.1  # of the FGSM step, for pixels in [0, 1]
 CHUNK = 250  # images attacked at a time

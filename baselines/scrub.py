@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 
 from data import generator, shuffled_batches
-from training import captured, epochs_of, frozen_outputs, optimizer_of, seeded, student, take_step
+from harness.graphs import captured
+from training import epochs_of, frozen_outputs, optimizer_of, seeded, student, take_step
 
 
 def distillation(teacher_logits, student_logits, temperature):

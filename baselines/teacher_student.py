@@ -6,8 +6,9 @@ D_r, drawn once, shuffled together. The target of a forget sample is the softmax
 (the incompetent teacher), that of a remaining sample f_o's (the competent teacher); temperature 1, no labels, Adam.
 
 Deviations from the published code: the KL is the batch mean, where the published reduction also divides by the number
-of classes. Batches hold 32 samples instead of 256. The CaMU paper describes two retrained teachers; the published
-method retrains none and is followed. The settings come from the table in `hyperparameters.py`.
+of classes. Batches hold 32 samples instead of 256. On CIFAR the training crops are used, where the authors only resize.
+The CaMU paper describes two retrained teachers; the published method retrains none and is followed. The settings come
+from the table in `hyperparameters.py`.
 """
 
 import copy
@@ -17,7 +18,8 @@ import torch.nn.functional as F
 
 import models
 from data import derive_seed, generator, shuffled_batches
-from training import adam, captured, epochs_of, frozen_outputs, seeded, student, take_step
+from harness.graphs import captured
+from training import adam, epochs_of, frozen_outputs, seeded, student, take_step
 
 
 @seeded

@@ -3,18 +3,18 @@
     python -m benchmarks.tune --dataset Digit Fashion --tasks random10 class0 --data-root data
 
 It needs Optuna (`pip install -r requirements-search.txt`). For each baseline, data set and task, Optuna's TPE sampler
-draws the same number of points from `hyperparameters.SEARCH`. Each runs as a cell with the first seed, of at least 100,
-so that no reported seed is touched. A trial whose accuracy on D_r falls below LEAST_A_R ends at once. The FINALISTS
-best of each baseline run again with the other seeds, and all seeds on a second pre-unlearning model. The one whose
-worst ToW over all of these is highest is the row: a setting that works on one model and diverges on the next is none.
+draws the same number of points from `hyperparameters.search_space`. Each runs as a cell with the first seed, of at
+least 100, so that no reported seed is touched. A trial whose accuracy on D_r is below LEAST_A_R after an epoch ends
+there. The FINALISTS best of each baseline run again with the other seeds, and with all seeds on a second pre-unlearning
+model. The row is the one whose worst ToW over all of these is highest. A setting that works on one model and diverges
+on the next is not chosen.
 
 A point counts only if it does something. In the means over its runs it changes at least LEAST_CHANGED percent of the
 predictions on D_f, and it moves A_f at least a quarter of the way from Original's to Retrain's, where these differ by
-more than half a point. To the sampler, one that does not is worth how much of this it does, minus 1; a lost model is
-worth -1.
+more than half a point. If it does less, its score says how much less, from -1 (nothing) to 0. A lost model scores -1.
 
 SISA is Retrain on shards and keeps the data set's own training. CaMU keeps its published settings. The optimiser of
-NegGrad, SCRUB and Unroll is Adam throughout: SGD, searched before, kept the model only within a factor of two or three
+NegGrad, SCRUB and Unroll is Adam throughout. SGD, searched before, kept the model only within a factor of two or three
 of the learning rate. Every finished trial is a file under <results-dir>/tuning/. The table beside them,
 <dataset>-<task>.csv, ranks the trials.
 """
@@ -29,26 +29,27 @@ import pandas as pd
 
 from config import Config
 from data import derive_seed, make_split, make_splits
-from harness.cells import Cell, circumstances, names, provenance, restore_model, run_cell
+from harness.cells import Cell, circumstances, names, provenance, run_cell
 from harness.datasets import load
 from harness.plan import Plan, check
 from harness.runner import run_all
 from harness.store import UserError, run_script, save_atomically
 from harness.tasks import parse_tasks
-from hyperparameters import FAMILIES, LONGER, SEARCH
+from hyperparameters import FAMILIES, HYPERPARAMETERS, SEARCHED, search_space
 from metrics import accuracy, tug_of_war
 from models import restore
-from training import frozen_outputs, training_mode
+from training import frozen_outputs, outputs_now
 
-METHODS = tuple(SEARCH)
-SETTINGS = {name for space in SEARCH.values() for name in space}
+METHODS = tuple(method for method, table in HYPERPARAMETERS.items() if SEARCHED in table)
+SETTINGS = {name for method in METHODS for name in HYPERPARAMETERS[method][SEARCHED]}
 REFERENCES = ("Retrain", "Original")
 DATASETS = [name for name, family in FAMILIES.items() if family != "CIFAR"]
 FINALISTS = 3
 LEAST_A_R = 50  # percent, on WATCHED samples of D_r
 WATCHED = 2000
 LEAST_CHANGED = 0.2  # percent of the predictions on D_f
-LEAST_MOVED, CLOSE = 0.25, 0.5  # of the way to Retrain's A_f; points between it and Original's that are no way
+LEAST_MOVED = 0.25  # of the way from Original's A_f to Retrain's
+CLOSE = 0.5  # points: where these two are not farther apart, there is no way to go
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ def check_arguments(arguments):
         raise UserError(f"--seeds {min(arguments.seeds)}: tuning uses seeds of at least 100")
     if arguments.dry_run:
         raise UserError("--dry-run: the search has none; main.py has")
+    if several := [text for text in arguments.tasks if ">" in text]:
+        raise UserError(f"--tasks {several[0]}: the search is for tasks of one request")
     untuned = [method for method in arguments.methods if method not in METHODS]
     if untuned:
         raise UserError(f"--methods {untuned[0]}: has no search; choose from {', '.join(METHODS)}")
@@ -142,14 +145,10 @@ def new_study(task, method):
     return optuna.create_study(direction="maximize", sampler=sampler)
 
 
-def space_of(method, dataset):
-    return SEARCH[method] | (LONGER.get(method, {}) if dataset == "OptDigits" else {})
-
-
 def ask(study, method, dataset):
-    """Draw a point of the method's entry in SEARCH: Optuna's trial, and the hyperparameters."""
+    """Draw a point of the method's search space: Optuna's trial, and the hyperparameters."""
     asked, point = study.ask(), {}
-    for name, value in space_of(method, dataset).items():
+    for name, value in search_space(method, dataset).items():
         if not isinstance(value, tuple):
             point[name] = value
             continue
@@ -190,22 +189,17 @@ def run_trial(cell, spec, dataset, f_o_state, **more):
 
     def watch(f_u):
         index = split.remain[:WATCHED]
-        right = accuracy(frozen_outputs(f_u.eval(), split.train, index), split.train.labels[index])
-        training_mode(f_u)
-        if right < LEAST_A_R:
+        if accuracy(outputs_now(f_u, split.train, index), split.train.labels[index]) < LEAST_A_R:
             raise Lost
 
     try:
-        record, stored = run_cell(cell, spec, dataset, f_o_state, watch=watch, **more)
+        record, _, (outputs,) = run_cell(cell, spec, dataset, f_o_state, watch=watch, **more)
     except Lost:
         seconds = time.perf_counter() - started
         return {**names(cell), "metrics": {}, "time_s": seconds, "config": spec, **circumstances(spec, more["jobs"])}
     f_o = restore(dataset.model, len(dataset.classes), f_o_state, spec["device"])
-    before, after = (
-        frozen_outputs(model, split.train, split.forget).argmax(1)
-        for model in (f_o, restore_model(stored, spec["device"]))
-    )
-    record["metrics"]["changed_f"] = 100 * (before != after).double().mean().item()
+    before = frozen_outputs(f_o, split.train, split.forget).argmax(1).cpu()
+    record["metrics"]["changed_f"] = 100 * (before != outputs["forget"].argmax(1)).double().mean().item()
     return record
 
 
@@ -240,9 +234,17 @@ def run_finalists(plans, tasks, points, config):
         calls = [(trial(plan, t, method, seed), {}) for t in tasks for method in references for seed in seeds]
         for (task, method), drawn in points.items():
             scores = {n: score(plans, [trial(plans[0], task, method, first, n)]) for n in range(len(drawn))}
-            best = sorted((n for n in scores if scores[n] > 0), key=lambda n: -scores[n])[:FINALISTS]
+            best = finalists(scores, drawn)
             calls += [(trial(plan, task, method, seed, n), drawn[n]) for n in best for seed in seeds]
         run_trials(plan, calls)
+
+
+def finalists(scores, drawn):
+    """The numbers of the best points that count; a point that was drawn twice is one."""
+    distinct = {
+        str(drawn[n]): n for n in sorted(scores, key=lambda n: (scores[n], -n))
+    }  # the first of equal ones stays
+    return sorted((n for n in distinct.values() if scores[n] > 0), key=lambda n: -scores[n])[:FINALISTS]
 
 
 def write_table(plans, task, points, config):

@@ -44,12 +44,9 @@ class Cell:
     def path(self, config):
         return Path(config.results_dir, self.tree, self.dataset, self.task.name, self.method, f"seed{self.seed}.json")
 
-    def model_path(self, config, kind="unlearned"):
-        folder = Path(config.checkpoints_dir, kind, self.dataset, self.task.name, self.method)
+    def model_path(self, config):
+        folder = Path(config.checkpoints_dir, "unlearned", self.dataset, self.task.name, self.method)
         return folder / f"seed{self.seed}.pt"
-
-    def outputs_path(self, config):
-        return self.model_path(config, "outputs")
 
 
 def resolve_device(config):
@@ -195,8 +192,8 @@ def run_cell(cell, spec, dataset, f_o_state, prepared=None, partial=None, progre
     for number, split in enumerate(splits):
         row = spec["hyperparameters"] if len(splits) == 1 else spec["hyperparameters"][number]
         state = partial.with_suffix(f".request{number}.pt") if partial and len(splits) > 1 else partial
-        before = accuracy(predict(f, dataset.test), dataset.test.labels)
-        chosen = settings(row, seed=request_seed(cell, number), partial=state, test_accuracy=before, **given)
+        known = test_accuracy(f, dataset, split) if row.get("stop") else None
+        chosen = settings(row, seed=request_seed(cell, number), partial=state, test_accuracy=known, **given)
         with in_precision(spec):
             f, seconds = timed(METHODS[spec["method"]].unlearn, f, split, chosen)
         metrics, found = evaluate(f, dataset, split.so_far(), cell.seed, spec["threads"])
@@ -209,6 +206,12 @@ def run_cell(cell, spec, dataset, f_o_state, prepared=None, partial=None, progre
     members = len(f.members) if isinstance(f, models.Ensemble) else 0
     stored = {"model": dataset.model, "classes": len(dataset.classes), "members": members, "config": spec}
     return record, stored | {"state": models.cpu_state(f)}, outputs
+
+
+def test_accuracy(model, dataset, split):
+    """A model's accuracy on test samples of the classes that no earlier request has removed, in percent."""
+    there = ~torch.isin(dataset.test.labels, torch.tensor(split.earlier_classes, device=dataset.test.device))
+    return accuracy(predict(model, dataset.test)[there], dataset.test.labels[there])
 
 
 def request_seed(cell, number):
@@ -226,13 +229,19 @@ def timed(unlearn, f, split, chosen):
     return f_u, earlier + time.perf_counter() - started
 
 
-def run_audit(cell, spec, dataset, outputs, retrain=None, references=None, progress=False):
-    """Audit a cell's model from its outputs after each request, beside Retrain's and the reference models'."""
+def run_audit(cell, spec, dataset, outputs, retrain=None, references=None, earlier=None, progress=False):
+    """Audit a cell's model from its outputs after each request, beside Retrain's and the reference models'.
+
+    What an `earlier` audit of the same cell has besides is kept.
+    """
     splits = [split.so_far() for split in make_splits(dataset, cell.task, cell.seed)]
     compared = zip(outputs, splits, retrain or [None] * len(splits))
-    found = [{"metrics": audit(own, dataset, split, references, theirs)} for own, split, theirs in compared]
-    requests = {"requests": found} if len(found) > 1 else {}
-    return {**names(cell), **found[-1], **requests, "config": spec}
+    found = [audit(own, dataset, split, references, theirs) for own, split, theirs in compared]
+    if earlier:
+        spec = earlier["config"] | spec
+        found = [old["metrics"] | new for old, new in zip(earlier.get("requests", [earlier]), found)]
+    requests = [{"metrics": metrics} for metrics in found]
+    return {**names(cell), **requests[-1], **({"requests": requests} if len(found) > 1 else {}), "config": spec}
 
 
 def run_relearning(cell, spec, dataset, stored, progress=False):

@@ -9,7 +9,7 @@ import pandas as pd
 
 from baselines import METHODS
 from camu import ABLATION
-from config import STUDIES
+from config import BESIDE_ABLATION, STUDIES
 from data import make_splits
 from harness import cells, store
 from harness.cells import Cell
@@ -76,9 +76,10 @@ class Plan:
         """The ablation has its own methods; those they are compared with are in the plain tree. One floor is enough."""
         if tree == "ablation":
             return tuple(ABLATION)
-        methods = ("Retrain", "Original", "CaMU") if self.config.study == "ablation" else self.config.methods
+        methods = BESIDE_ABLATION if self.config.study == "ablation" else self.config.methods
         floor = self.config.study in ("floor", "paper") and tree in ("cells", "audit") and seed == self.config.seeds[0]
-        return (*methods, "Floor") if floor and "Retrain" in methods else methods
+        methods += ("Floor",) if floor and "Retrain" in methods else ()
+        return methods + (tuple(ABLATION) if tree == "audit" and "ablation" in STUDIES[self.config.study] else ())
 
     def add(self, cell, splits, **hyperparameters):
         """Ask for a cell, with `hyperparameters` in place of the table's, and find out whether it is finished."""
@@ -95,14 +96,19 @@ class Plan:
         elif record is not None and not self.config.overwrite and cell.tree != "audit":
             self.unlike[cell] = differences(record["config"], spec)
 
+    def audited(self, cell):
+        """The cell that an audit is about."""
+        return replace(cell, tree="ablation" if cell.method in ABLATION else "cells")
+
     def audit_spec(self, cell):
         """What an audit is made from, as far as it is there: an earlier one that was made from more will do."""
-        beside, retrain = replace(cell, tree="cells"), replace(cell, tree="cells", method="Retrain")
-        spec = {"cell": cells.key(self.specs[beside])}
-        if retrain in self.specs and retrain != beside:
+        audited, retrain = self.audited(cell), replace(cell, tree="cells", method="Retrain")
+        spec = {"cell": cells.key(self.specs[audited])}
+        if retrain in self.specs and retrain != audited:
             spec["retrain"] = cells.key(self.specs[retrain])
-        if "SISA" in self.config.methods:
-            spec["references"] = cells.key(self.shards("SISA")[0])
+        references, row = self.shards("SISA")
+        if replace(retrain, method="SISA") in self.specs and row["shards"] > 1:
+            spec["references"] = cells.key(references)
         return spec
 
     def shards(self, method):
@@ -128,16 +134,20 @@ class Plan:
 
     def needs_outputs(self, cell):
         """Whether an audit that is not finished reads the cell's outputs, and they are missing."""
-        audits = [one for one in self.specs if one.tree == "audit" and one not in self.records]
-        if cell.method != "Retrain":
-            audits = [one for one in audits if one.method == cell.method]
-        wanted = any((one.task, one.seed) == (cell.task, cell.seed) for one in audits)
-        return cell.tree == "cells" and wanted and self.outputs(cell) is None
+        if cell.tree not in ("cells", "ablation"):
+            return False
+        beside = [one for one in self.specs if (one.tree, one.task, one.seed) == ("audit", cell.task, cell.seed)]
+        readers = [one for one in beside if cell.method in ("Retrain", one.method) and one not in self.records]
+        return bool(readers) and self.outputs(cell) is None
+
+    def outputs_path(self, cell):
+        path = cell.model_path(self.config).with_stem(f"seed{cell.seed}-{cells.key(self.specs[cell])}")
+        return Path(self.config.checkpoints_dir, "outputs", *path.parts[-4:])
 
     def outputs(self, cell):
-        """The outputs after each request; None where they are missing or of another configuration."""
-        stored = load_or_set_aside(cell.outputs_path(self.config), load_tensors)
-        return stored["requests"] if stored is not None and stored["config"] == self.specs[cell] else None
+        """The outputs after each request; None where they are missing."""
+        stored = load_or_set_aside(self.outputs_path(cell), load_tensors)
+        return None if stored is None else stored["requests"]
 
     def needs_model(self, cell):
         """Whether the unlearned model must be kept, for the user or for relearning, and is missing."""
@@ -157,7 +167,8 @@ class Plan:
             self.f_o = self.make_once(cells.pretrain, {"pretrained": (self.pretrained_spec, {})})["pretrained"]
             found = {part: f"{value:.2f} % ({part})" for part, value in self.f_o["accuracy"].items()}
             print(f"{self.dataset.name}: pre-unlearning model, accuracy {', '.join(found.values())}")
-        for method in sorted({self.specs[cell]["method"] for cell in todo} | ({"SISA"} if auditing else set())):
+        missing = auditing and not self.checkpoint_path("references", self.shards("SISA")[0]).exists()
+        for method in sorted({self.specs[cell]["method"] for cell in todo} | ({"SISA"} if missing else set())):
             if hasattr(METHODS[method], "prepare_shard"):
                 spec, row = self.shards(method)
                 more = {"method": method, "row": row}
@@ -166,7 +177,7 @@ class Plan:
                 self.prepared[method] = [part["states"] for part in made.values()]
         if auditing:
             spec, row = self.shards("SISA")
-            wanted = {"references": (spec, {"row": row, "prepared": self.prepared["SISA"]})}
+            wanted = {"references": (spec, {"row": row, "prepared": self.prepared.get("SISA")})}
             self.references = self.make_once(cells.audit_references, wanted)["references"]
 
     def make_once(self, function, wanted):
@@ -174,8 +185,7 @@ class Plan:
 
         `wanted` has for each name what determines it, and the function's arguments besides that and the data.
         """
-        folder = Path(self.config.checkpoints_dir) / self.dataset.name
-        paths = {name: folder / f"{name}-{cells.key(spec)}.pt" for name, (spec, _) in wanted.items()}
+        paths = {name: self.checkpoint_path(name, spec) for name, (spec, _) in wanted.items()}
         partials = {name: path.with_suffix(".partial.pt") for name, path in paths.items()}
         made = {name: load_or_set_aside(path, load_tensors) for name, path in paths.items()}
 
@@ -189,6 +199,9 @@ class Plan:
             store.save_tensors(paths[name], checkpoint)
             cells.remove_partial(partials[name])
         return made
+
+    def checkpoint_path(self, name, spec):
+        return Path(self.config.checkpoints_dir, self.dataset.name, f"{name}-{cells.key(spec)}.pt")
 
     def unlearning(self, cell):
         """The arguments of `cells.run_cell`."""
@@ -207,10 +220,12 @@ class Plan:
 
     def auditing(self, cell):
         """The arguments of `cells.run_audit`."""
-        spec, beside = self.specs[cell], replace(cell, tree="cells")
-        retrain = self.outputs(replace(beside, method="Retrain")) if "retrain" in spec else None
+        spec, audited = self.specs[cell], self.audited(cell)
+        retrain = self.outputs(replace(cell, tree="cells", method="Retrain")) if "retrain" in spec else None
         references = (self.references["train"], self.references["test"]) if "references" in spec else None
-        compared = {"outputs": self.outputs(beside), "retrain": retrain, "references": references}
+        earlier = load_or_set_aside(cell.path(self.config), read_record)
+        earlier = earlier if earlier and earlier["config"]["cell"] == spec["cell"] else None
+        compared = {"outputs": self.outputs(audited), "retrain": retrain, "references": references, "earlier": earlier}
         return {"cell": cell, "spec": spec, "dataset": self.dataset, **compared}
 
     def partial_path(self, cell):
@@ -220,8 +235,8 @@ class Plan:
     def keep(self, cell, result):
         """Save what a cell's call returned."""
         record, stored, outputs = result if isinstance(result, tuple) else (result, None, None)
-        if outputs and cell.tree == "cells" and replace(cell, tree="audit") in self.specs:
-            store.save_tensors(cell.outputs_path(self.config), {"config": self.specs[cell], "requests": outputs})
+        if outputs and cell.tree in ("cells", "ablation") and replace(cell, tree="audit") in self.specs:
+            store.save_tensors(self.outputs_path(cell), {"requests": outputs})
         if cell not in self.records:
             self.records[cell] = record | self.provenance
             store.save_atomically(cell.path(self.config), (json.dumps(self.records[cell], indent=1) + "\n").encode())

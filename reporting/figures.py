@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 from baselines import METHODS
 from harness.store import save_atomically
 from metrics import METRICS
-from reporting.summary import PAPER_DATASETS, PAPER_TASKS, in_order, is_lost, relearning_curves, summarise
+from reporting.summary import PAPER_DATASETS, PAPER_TASKS, REFERENCES, in_order, is_lost, relearning_curves, summarise
 
 # Okabe and Ito's colours, with grey for Original and wine for their yellow, which is too pale on white; three more for
 # methods of a user.
@@ -112,8 +112,8 @@ def draw_gap_time(stats, task, datasets):
         return None
     handles = {"Retrain": Line2D([], [], **RETRAIN_LINE, linestyle="", marker="|", markersize=9)}
     methods = [method for method in OTHERS if any(method in found for found in points.values())]
-    handles |= {m: Line2D([], [], **style(m, 7, "40", linestyle="")) for m in methods}
-    handles |= {m: Line2D([], [], **ORIGINAL_LINE) for m in methods if m == "Original"}
+    looks = {m: ORIGINAL_LINE if m == "Original" else style(m, 7, "40", linestyle="") for m in methods}
+    handles |= {m: Line2D([], [], **look) for m, look in looks.items()}
     figure, axes = panels(handles, len(points), sharex=True)
     for axis, (place, found) in zip(axes[:, 0], points.items()):
         for method, (gap, ratio) in found.items():
@@ -190,7 +190,7 @@ def draw_audit(stats, task, datasets):
     for axis, dataset in zip(axes[:, 0], datasets):
         place = ("cells", dataset, task)
         found = {m: stats[*place, m, "RMIA_AUC"] for m in METHODS if (*place, m, "RMIA_AUC") in stats}
-        retrain, methods = found["Retrain"], [method for method in found if method not in ("Retrain", "Original")]
+        retrain, methods = found["Retrain"], [method for method in found if method not in REFERENCES]
         axis.axvspan(retrain.mean - retrain.std, retrain.mean + retrain.std, **RETRAIN_BAND, linewidth=0)
         axis.axvline(retrain.mean, **RETRAIN_LINE)
         if "Original" in found:

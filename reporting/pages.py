@@ -132,7 +132,7 @@ def other_section(dataset, task, cells, stats):
 def made_with(cells):
     """The versions and machines behind the cells, and which tables mix machines or settings."""
     made = cells.versions.map(lambda found: ", ".join(f"{name} {value}" for name, value in found.items()))
-    apart = ("seed", "forget_set", "method", "hyperparameters")
+    apart = ("seed", "forget_set", "method", "hyperparameters", "weights")
     common = [
         json.dumps({k: v for k, v in config.items() if k not in apart}, sort_keys=True) for config in cells.config
     ]

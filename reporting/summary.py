@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from config import TREES
+from config import BESIDE_ABLATION, TREES
 from harness.cells import key
 from harness.store import UserError, read_record
 from metrics import AUDIT, METRICS, gap, tug_of_war
@@ -51,15 +51,21 @@ def read_cells(results_dir):
 def frame(rows):
     """A DataFrame of `rows_of` cells with all metrics as columns, nan where there is none. Audits join their cells."""
     audits = {tuple(row[name] for name in CELL): row for row in rows if row["tree"] == "audit"}
-    cells = pd.DataFrame([row | audited(row, audits) for row in rows if row["tree"] != "audit"])
+    made = [row for row in rows if row["tree"] in ("cells", "ablation")]
+    keys = {tuple(row[name] for name in CELL): key(row["config"]) for row in made}
+    cells = pd.DataFrame([row | audited(row, audits, keys) for row in rows if row["tree"] != "audit"])
     return cells.reindex(columns=[*cells, *(name for name in MEASURED if name not in cells)])
 
 
-def audited(row, audits):
-    """The audit's metrics of a cell's row; none where its audit is of an earlier cell of that name."""
-    audit = audits.get(tuple(row[name] for name in CELL), {"config": {}})
-    current = row["tree"] == "cells" and audit["config"].get("cell") == key(row["config"])
-    return {name: audit[name] for name in AUDIT if current and name in audit}
+def audited(row, audits, keys):
+    """The audit's metrics of a cell's row, unless it, or the Retrain that it was compared with, has been made anew."""
+    dataset, task, method, seed = (row[name] for name in CELL)
+    audit = audits.get((dataset, task, method, seed), {"config": {}})
+    if row["tree"] not in ("cells", "ablation") or audit["config"].get("cell") != keys[dataset, task, method, seed]:
+        return {}
+    retrain = keys.get((dataset, task, "Retrain", seed))
+    current = AUDIT if audit["config"].get("retrain") == retrain else AUDIT[:2]
+    return {name: audit[name] for name in current if name in audit}
 
 
 def rows_of(tree, record):
@@ -142,7 +148,7 @@ def time_ratio(cells, retrain):
 def with_base(cells):
     """The cells with those of the plain run that the ablation's stand beside: its seeds of them."""
     ablated = cells.loc[cells.tree == "ablation", ["dataset", "task", "seed"]].drop_duplicates()
-    plain = cells[(cells.tree == "cells") & cells.method.isin(["Retrain", "Original", "CaMU"])]
+    plain = cells[(cells.tree == "cells") & cells.method.isin(BESIDE_ABLATION)]
     base = plain.merge(ablated, on=["dataset", "task", "seed"]).assign(tree="ablation")
     return pd.concat([cells, base]).drop_duplicates([*PLACE, "method", "seed"], ignore_index=True)
 

@@ -2,6 +2,7 @@
 
 from baselines import METHODS
 from camu import ABLATION
+from config import BESIDE_ABLATION
 from metrics import AUDIT, METRICS
 from reporting import summary
 from reporting.claims import answers
@@ -53,12 +54,12 @@ def terminal_table(stats, place):
     title += "the most that accuracies moved, in points" if tree == "relearn" else "metrics in percent"
     title += f", time ÷ Retrain's {retrain['time_s'].mean:.2f} s" if "ratio" in retrain else ""
     lines = (" ".join(entry.rjust(width) for entry, width in zip(row, widths)) for row in rows)
-    return "\n".join([title, *lines, *without(shown, tree)])
+    return "\n".join([title, *lines, *without(by_method, shown, tree)])
 
 
-def without(shown, tree):
+def without(by_method, shown, tree):
     """One line on what a table cannot have."""
-    lacks = [] if "ToW" in shown else ["no Retrain, so no gap, ToW, JS_f and churn"]
+    lacks = [] if "Retrain" in by_method else ["no Retrain, so no gap, ToW, JS_f and churn"]
     lacks += [] if "RMIA_AUC" in shown else ["no SISA, whose shards RMIA compares with"]
     return [f"({'; '.join(lacks)})"] if lacks and tree == "cells" else []
 
@@ -135,7 +136,7 @@ def paper_table(stats, paper, name, datasets):
     `stats` and `paper` are from `summarise` and `read_paper_values`, `name` is one of TABLES.
     """
     tree, tasks, metrics = TABLES[name]
-    methods = ["Retrain", "Original", *ABLATION, "CaMU"] if tree == "ablation" else list(METHODS)
+    methods = [*BESIDE_ABLATION[:2], *ABLATION, "CaMU"] if tree == "ablation" else list(METHODS)
     published = {key[1:]: value for key, value in paper.items() if f"Table {key[0]}" == name}
     rows = []
     for dataset, task in [(dataset, task) for task in tasks for dataset in datasets]:
@@ -150,7 +151,7 @@ def paper_table(stats, paper, name, datasets):
 
 def audit_table(stats, places):
     """The audit of each (dataset, task) of `places` that has one; "" without any."""
-    methods = [*REFERENCES, *(method for method in METHODS if method not in REFERENCES)]
+    methods = [method for method in ROWS if method not in ABLATION]
     rows = []
     for place in (("cells", *place) for place in places):
         known = measured_metrics(stats, place)

@@ -176,9 +176,13 @@ def records(folder):
 
 
 def write_audit(folder, dataset, task, method, seed, **metrics):
-    """The audit of a cell that `write_cell` has made."""
-    beside = json.loads((folder / "cells" / dataset / task / method / f"seed{seed}.json").read_text())
-    names = {name: beside[name] for name in ("dataset", "task", "method", "seed")}
+    """The audit of a cell that `write_cell` has made, compared with Retrain's if that is there."""
+    config_of = {}
+    for name in (method, "Retrain"):
+        path = folder / "cells" / dataset / task / name / f"seed{seed}.json"
+        config_of[name] = key(json.loads(path.read_text())["config"]) if path.exists() else None
+    config = {"cell": config_of[method]} | ({"retrain": config_of["Retrain"]} if method != "Retrain" else {})
+    names = {"dataset": dataset, "task": task, "method": method, "seed": seed}
     path = folder / "audit" / dataset / task / method / f"seed{seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**names, "metrics": metrics, "config": {"cell": key(beside["config"])}}))
+    path.write_text(json.dumps({**names, "metrics": metrics, "config": config}))

@@ -14,6 +14,7 @@ import models
 import training
 from baselines import METHODS, boundary, neggrad, sisa
 from data import Images, Split, cycled_batches, derive_seed, generator, shuffled_batches
+from harness import graphs
 from harness.store import UserError
 from hyperparameters import HYPERPARAMETERS, hyperparameters_of, settings, training_row
 from training import train
@@ -279,7 +280,8 @@ def test_unroll_by_hand():
     assert f_u.w.tolist() == pytest.approx([a + 0.1 * f for a, f in zip(w, g_f)], abs=1e-6)
 
 
-def test_neggrad_stops_where_the_forgotten_are_known_no_better_than_unseen_samples(plain):
+def test_neggrad_stops_where_the_forgotten_are_known_no_better_than_unseen_samples(plain, monkeypatch):
+    monkeypatch.setattr(neggrad, "LEAST_STEPS", 1)
     f_o, split = plain
     row = NEGGRAD_ROW | {"optimizer": "Adam", "weight_decay": 1e-4, "lr": 1e-3, "a": 0.5, "epochs": 20}
     accuracy = {}
@@ -292,6 +294,17 @@ def test_neggrad_stops_where_the_forgotten_are_known_no_better_than_unseen_sampl
     assert neggrad.forget_accuracy(f_u, split) == 0
     with pytest.raises(UserError, match="NegGrad's stop needs the accuracy of f_o on test samples"):
         METHODS["NegGrad"].unlearn(f_o, split, settings(row | {"stop": 1}, seed=0))
+
+
+def test_neggrad_looks_ten_times_an_epoch_but_not_at_its_very_first_steps(plain, monkeypatch):
+    f_o, split = plain
+    row, looks = NEGGRAD_ROW | ADAM | {"lr": 1e-5, "stop": 1, "epochs": 4}, []
+    monkeypatch.setattr(neggrad, "forget_accuracy", lambda f_u, split: looks.append(1) or 100)
+    for batch_size, least, expected in ((2, 5, 4 * 10), (2, 30, 12), (32, 50, 0)):  # 90 and 6 batches an epoch
+        monkeypatch.setattr(neggrad, "LEAST_STEPS", least)
+        looks.clear()
+        METHODS["NegGrad"].unlearn(f_o, split, settings(row, seed=0, batch_size=batch_size, test_accuracy=50.0))
+        assert len(looks) == expected
 
 
 def test_every_epoch_is_watched(plain):
@@ -372,13 +385,13 @@ def test_every_method_is_the_same_by_captured_steps(method, data, request, monke
     chosen = quick_settings(method, split)
     chosen.epochs, chosen.decay_after, chosen.batch_size, chosen.forget_batch_size = 3, [1, 2], 4, 3
     expected = METHODS[method].unlearn(f_o, split, chosen)
-    monkeypatch.setattr(training, "capture", lambda step, static: (lambda: step(*static), None))
-    monkeypatch.setattr(training, "on_side_stream", lambda step, given: step(*given))
+    monkeypatch.setattr(graphs, "capture", lambda step, static: (lambda: step(*static), None))
+    monkeypatch.setattr(graphs, "on_side_stream", lambda step, given: step(*given))
     for module in (training, *METHODS.values()):
         if hasattr(module, "captured"):
-            monkeypatch.setattr(module, "captured", lambda step, device: training.Captured(step))
+            monkeypatch.setattr(module, "captured", lambda step, device: graphs.Captured(step))
     if method == "CaMU":  # its steps give their losses
-        monkeypatch.setattr(training, "capture", losses_in_place)
+        monkeypatch.setattr(graphs, "capture", losses_in_place)
     assert same_weights(METHODS[method].unlearn(f_o, split, chosen), expected)
 
 

@@ -97,6 +97,9 @@ def compute():
         {"threads": 2},
         {"pretrain_epochs": 3},
         {"override": ("CaMU.lr_ce=1e-4",)},
+        {"override": ("CaMU.passes=2",)},
+        {"precision": "bf16"},
+        {"label_noise": 20.0},
     ],
     ids=str,
 )
@@ -202,6 +205,15 @@ def test_retrain_and_sisa_redo_a_further_request_from_what_remains(compute):
         assert both["metrics"]["A_ts_f"] == once["metrics"]["A_ts_f"] == 0
 
 
+def test_an_accuracy_on_test_samples_is_of_classes_that_are_still_there(monkeypatch):
+    """The stop of NegGrad reads it: a class that an earlier request removed would pull it down."""
+    dataset = make_toy_dataset()
+    wrong_on_0 = torch.nn.functional.one_hot(dataset.test.labels.clamp(min=1), 4)
+    monkeypatch.setattr(cells, "predict", lambda model, images: wrong_on_0)
+    first, second = make_splits(dataset, parse_task("class0>random10"), seed=0)
+    assert [cells.test_accuracy(None, dataset, split) for split in (first, second)] == [75, 100]
+
+
 def test_the_floor_is_retrain_from_other_weights(compute):
     (retrain, _, theirs), (floor, _, ours) = (compute(cell(method)) for method in ("Retrain", "Floor"))
     assert floor["config"] == retrain["config"] | {"weights": "others"} and floor["method"] == "Floor"
@@ -282,7 +294,7 @@ def test_the_recorded_command_gives_the_same_cells_again(toy_config):
     places = {"data_root", "results_dir", "checkpoints_dir"}
     assert changed == places | {"jobs", "gpus_per_cell", "time_limit", "save_models", "overwrite", "quiet"}
     first, second = (Plan(make_toy_dataset(), parse_tasks(c.tasks), c) for c in (config, again))
-    assert first.specs == second.specs and len(first.specs) == 4 * (4 * 2 + 4)
+    assert first.specs == second.specs and len(first.specs) == 4 * (4 * 2 + 2 * 4)
 
 
 def test_the_command_names_what_was_left_to_the_machine_and_quotes_for_the_shell(tmp_path, small_config):

@@ -182,3 +182,8 @@ def test_the_real_mnist_is_read(real_data):
             10,
         )
         assert dataset.train.labels[:4].tolist() == first and dataset.train.pixels.max() == 255
+
+
+def test_the_training_labels_are_as_noisy_as_asked():
+    clean, noisy = load("OptDigits", "none"), load("OptDigits", "none", label_noise=20)
+    assert int((clean.train.labels != noisy.train.labels).sum()) == 287

@@ -146,7 +146,7 @@ def test_a_run_of_all_studies(toy_config, tmp_path, capsys):
         "relearn, 1 seed, the most that accuracies",
     ):
         assert f"Toy, class0: {text.removeprefix('class0: ')}" in printed
-    assert "(cells, audit, ablation, relearn, efficiency)" in printed
+    assert "(cells, ablation, audit, relearn, efficiency)" in printed
     floor = json.loads((tmp_path / "results/audit/Toy/class0/Floor/seed0.json").read_text())["metrics"]
     assert floor.keys() == {"JS_f", "churn"}  # RMIA needs SISA's shards
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
@@ -162,7 +162,7 @@ def test_a_timing_has_nothing_beside_it(toy_config, monkeypatch):
     monkeypatch.setattr("harness.plan.Plan.prepare", lambda _: None)
     monkeypatch.setattr(main, "print_tables", lambda *_: None)
     main.main(replace(toy_config, study="paper", jobs=2))
-    assert jobs == [2, 1, 2, 2, 1]
+    assert jobs == [2, 2, 1, 2, 1]
 
 
 def test_a_limited_run_starts_what_fits_in_the_order_of_value_and_is_gone_on_with(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import make_toy_dataset
 
+from baselines import METHODS
 from camu import ABLATION
 from harness import cells
 from harness.cells import Cell
@@ -103,12 +104,13 @@ def test_what_is_there_twice_counts_once_and_all_methods_are_spelt_out(small_con
     [
         ("plain", {"cells": {"SISA"}, "audit": {"SISA"}}),
         ("floor", {"cells": {"SISA"}, "audit": {"SISA"}}),  # there is none without Retrain
-        ("ablation", {"ablation": set(ABLATION), "cells": BASE, "audit": BASE}),
+        ("ablation", {"ablation": set(ABLATION), "cells": BASE, "audit": BASE | set(ABLATION)}),
         ("relearn", {"cells": {"SISA"}, "audit": {"SISA"}, "relearn": {"SISA"}}),
         ("efficiency", {"efficiency": {"SISA"}}),
         (
             "paper",
-            {"ablation": set(ABLATION)} | {tree: {"SISA"} for tree in ("cells", "audit", "relearn", "efficiency")},
+            {"ablation": set(ABLATION), "audit": {"SISA", *ABLATION}}
+            | {tree: {"SISA"} for tree in ("cells", "relearn", "efficiency")},
         ),
     ],
 )
@@ -238,7 +240,7 @@ def test_an_audit_reads_outputs_and_they_are_made_again_where_they_are_missing(m
     found = plan.auditing(cell("CaMU", "audit"))
     assert (found["outputs"], found["retrain"], found["references"]) == ([{}], [{}], None)
     assert plan.auditing(cell(tree="audit"))["retrain"] is None  # it is not compared with itself
-    cell().outputs_path(plan.config).unlink()
+    plan.outputs_path(cell()).unlink()
     assert plan.todo("cells") == [cell()]  # CaMU's audit needs it too
     finish(plan, cell(tree="audit"))
     assert plan.todo("cells") == [cell()]
@@ -255,6 +257,24 @@ def test_an_audit_from_more_is_kept_and_one_from_less_or_of_another_cell_is_made
     finish(plan := make_plan(methods=("Retrain", "CaMU"), batch_size=64, overwrite=True))
     assert set(plan.specs[one]) == {"cell", "retrain"}
     assert one not in make_plan(methods=("Retrain", "SISA", "CaMU"), batch_size=64).records
+
+
+def test_what_an_earlier_audit_has_besides_is_kept_if_it_is_of_the_same_cell(make_plan):
+    quick = ("SISA.shards=2", "SISA.slices=2", "CaMU.repeats=1")
+    finish(make_plan(methods=("Retrain", "SISA", "CaMU")))
+    changed = make_plan(methods=("Retrain", "CaMU"), retrain_epochs=2, overwrite=True)
+    one = cell("CaMU", "audit")
+    assert one in changed.todo("audit") and changed.auditing(one)["earlier"]["config"].keys() >= {"references"}
+    other = make_plan(methods=("CaMU",), override=(*quick, "CaMU.epochs=1"), overwrite=True)
+    assert other.auditing(one)["earlier"] is None
+
+
+def test_the_ablation_needs_no_shards_and_one_shard_is_no_reference(make_plan):
+    plan = make_plan(study="ablation", methods=tuple(METHODS))
+    assert not any("references" in plan.specs[one] for one in plan.specs if one.tree == "audit")
+    assert plan.specs[cell("Finetune", "audit")]["cell"] == cells.key(plan.specs[cell("Finetune", "ablation")])
+    quick = ("SISA.shards=1", "SISA.slices=2", "CaMU.repeats=1")
+    assert "references" not in make_plan(methods=("SISA",), override=quick).specs[cell("SISA", "audit")]
 
 
 def test_one_seed_of_retrain_has_a_floor(make_plan):

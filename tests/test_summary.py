@@ -65,6 +65,10 @@ def test_an_audit_joins_its_cell_but_not_a_later_one_of_that_name(tmp_path):
     write_cell(tmp_path, "cells", "Digit", "random10", "CaMU", 1, metrics=metrics, config={"seed": 1, "method": "new"})
     stats = summarise(read_cells(tmp_path))
     assert stats[*PLACE, "CaMU", "RMIA_AUC"] == (52, 0, 1) and stats[*PLACE, "CaMU", "A_r"].seeds == 2
+    retrain = {name: pair[0] for name, pair in RANDOM["Retrain"].items()}
+    write_cell(tmp_path, "cells", "Digit", "random10", "Retrain", 0, metrics=retrain, config={"seed": 0, "epochs": 9})
+    stats = summarise(read_cells(tmp_path))  # seed 0 was compared with another Retrain
+    assert stats[*PLACE, "CaMU", "RMIA_AUC"] == (52, 0, 1) and (*PLACE, "CaMU", "JS_f") not in stats
     assert len(read_cells(tmp_path)) == 8 and (*PLACE, "SCRUB", "JS_f") not in stats
 
 

@@ -8,7 +8,9 @@ from conftest import SmallNet, loaded, make_toy_split, same_weights
 
 import training
 from data import generator, shuffled_batches
-from training import Captured, captured, frozen_outputs, train
+from harness import graphs
+from harness.graphs import Captured, captured
+from training import frozen_outputs, train
 
 OPTIONS = {"epochs": 3, "lr": 1e-3, "batch_size": 32}
 
@@ -99,8 +101,8 @@ def stand_in(monkeypatch):
 
         return replay, results
 
-    monkeypatch.setattr(training, "capture", capture)
-    monkeypatch.setattr(training, "on_side_stream", lambda step, given: step(*given))
+    monkeypatch.setattr(graphs, "capture", capture)
+    monkeypatch.setattr(graphs, "on_side_stream", lambda step, given: step(*given))
     monkeypatch.setattr(training, "captured", lambda step, device: Captured(step))
 
 

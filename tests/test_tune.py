@@ -13,7 +13,7 @@ from benchmarks import tune
 from harness import cells
 from harness.store import UserError
 from harness.tasks import parse_task
-from hyperparameters import SEARCH, hyperparameters_of
+from hyperparameters import hyperparameters_of, search_space
 from metrics import tug_of_war
 
 pytest.importorskip("optuna")
@@ -114,6 +114,7 @@ def test_where_retrain_and_original_agree_only_the_predictions_must_change():
         ({"methods": ("T-S", "SISA")}, "--methods SISA: .*NegGrad, Boundary"),
         ({"methods": ("all",)}, "--methods all: .*NegGrad, Boundary"),
         ({"dataset": ("CIFAR10",)}, "--dataset CIFAR10: .*OptDigits, Digit, Fashion"),
+        ({"tasks": ("class0>class1",)}, "--tasks class0>class1: the search is for tasks of one request"),
         ({"dry_run": True}, "--dry-run: the search has none"),
         ({"tasks": ("random10", "class12")}, "no class 12"),
     ],
@@ -146,11 +147,18 @@ def test_points_are_settings_of_the_method_within_its_ranges_and_follow_from_the
             drawn.append(point)
         return drawn
 
+    space = search_space(method, "Digit")
     points = draw(14, lambda number: number / 20)
     assert points == draw(14, lambda number: number / 20) != draw(14, lambda number: -number / 20)
     assert len({json.dumps(point) for point in points}) > 10
     for point in points:
         assert point.keys() == hyperparameters_of(method, "Digit", "class").keys()
         for name, value in point.items():
-            how, *bounds = SEARCH[method][name] if isinstance(SEARCH[method][name], tuple) else ("choice", value)
+            how, *bounds = space[name] if isinstance(space[name], tuple) else ("choice", value)
             assert value in bounds if how == "choice" else 0.9 * bounds[0] < value < 1.1 * bounds[1] or value in bounds
+
+
+def test_finalists_are_different_points_that_count():
+    drawn = [{"lr": value} for value in (1, 2, 2, 3, 4, 5)]
+    assert tune.finalists({0: -0.5, 1: 0.9, 2: 0.9, 3: 0.7, 4: 0.95, 5: 0.1}, drawn) == [4, 1, 3]
+    assert tune.finalists({0: -0.5, 1: 0.2, 2: 0.9}, drawn) == [2]  # should one of them have been worse
