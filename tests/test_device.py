@@ -11,6 +11,7 @@ from benchmarks import device
 CUDA = torch.cuda.is_available()
 
 
+@pytest.mark.slow
 def test_it_measures_everything_and_writes_each_line_at_once(tmp_path, monkeypatch, capsys):
     runs = []
     monkeypatch.setattr(device, "STEPS", 1)
