@@ -30,16 +30,16 @@ SCRUB_LONGER = SCRUB | {"epochs": 6, "decay_after": [3, 5]}
 
 # HYPERPARAMETERS[method][family or data set, kind of task]. ANY stands for those without a row of their own, None for
 # the data set's value in TRAINING. CaMU's MNIST and CIFAR rows are the published ones; its `repeats` is how often D_f
-# stands in the joint dataset (None: as often as gives `camu.TUPLES` tuples). The baselines' CIFAR rows are those of
-# each paper. Those of OptDigits, Digit and Fashion come from the search (benchmarks/tune.py) in the ranges of SEARCHED:
-# ("log", least, most), ("int", least, most) or ("choice", ...); all else there stays fixed.
+# stands in the joint dataset (None: see `camu.steps`). The baselines' CIFAR rows are those of each paper. Those of
+# OptDigits, Digit and Fashion come from the search (benchmarks/tune.py) in the ranges of SEARCHED: ("log", from, to),
+# ("int", from, to) or ("choice", ...); all else there stays fixed.
 SEARCHED = "searched"
 HYPERPARAMETERS = {
     "Retrain": {(ANY, ANY): {"epochs": None, "lr": None}},
     "Original": {(ANY, ANY): {}},
     "NegGrad": {
         SEARCHED: NEGGRAD | {"lr": ("log", 2e-5, 4e-4), "a": ("choice", 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)},
-        ("OptDigits", "random"): NEGGRAD_LONGER | {"lr": 4e-4, "a": 0.8},
+        ("OptDigits", "random"): NEGGRAD_LONGER | {"lr": 2.8e-5, "a": 0.8},
         ("OptDigits", "class"): NEGGRAD_LONGER | {"lr": 1.1e-4, "a": 0.995},
         ("CIFAR", ANY): {"optimizer": "SGD", "weight_decay": 0.0, "epochs": 5, "lr": 0.01, "a": 0.9999, "stop": 0},
         (ANY, "random"): NEGGRAD_LONGER | {"lr": 1e-4, "a": 0.9},
@@ -67,7 +67,7 @@ HYPERPARAMETERS = {
         ("OptDigits", "random"): SCRUB_LONGER
         | {"msteps": 4, "lr": 1.7e-3, "alpha": 1.2e-3, "temperature": 4.0, "forget_batch_size": 128},
         ("OptDigits", "class"): SCRUB_LONGER
-        | {"msteps": 2, "lr": 3e-4, "alpha": 3.1e-3, "temperature": 4.0, "forget_batch_size": 32},
+        | {"msteps": 2, "lr": 2.5e-4, "alpha": 1.3e-3, "temperature": 4.0, "forget_batch_size": 128},
         ("CIFAR", ANY): {
             "optimizer": "SGD",
             "weight_decay": 5e-4,

@@ -266,10 +266,10 @@ class Plan:
         """Whether the cells that an audit or a relearning is about are finished."""
         if cell.tree not in ("audit", "relearn"):
             return True
-        beside = replace(cell, tree="cells")
-        return {beside, replace(beside, method="Retrain") if "retrain" in self.specs[cell] else beside} <= {
-            *self.records
-        }
+        needed = {self.audited(cell)}
+        if "retrain" in self.specs[cell]:
+            needed.add(replace(cell, tree="cells", method="Retrain"))
+        return needed <= self.records.keys()
 
     def by_value(self, cells):
         """In the order in which they are worth most: seed by seed, Retrain and CaMU first, SISA last."""

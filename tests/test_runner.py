@@ -66,7 +66,7 @@ def test_any_number_of_jobs_gives_the_same_results(config, tmp_path):
     main.main(parallel := elsewhere(config, tmp_path / "two", jobs=2))
     assert results(tmp_path / "two/runs") == results(tmp_path / "results")
     kept = {path.name.rpartition("-")[0] for path in (tmp_path / "two/checkpoints/Toy").iterdir()}
-    assert kept == {"pretrained", "SISA-shard0", "SISA-shard1"}
+    assert kept == {"pretrained", "SISA-shard0", "SISA-shard1", "references"}
     assert {record["conditions"]["jobs"] for record in records(tmp_path / "two").values()} == {2}
     calls = {i: lambda i=i: {"value": i} for i in range(3)}
     with pytest.raises(UserError, match=r"one of the 2 processes was ended .* with fewer --jobs"):
@@ -109,7 +109,7 @@ def test_killed_at_any_moment_nothing_is_lost(config, tmp_path):
     config = replace(config, methods=("Retrain", "SISA"), pretrain_epochs=4, retrain_epochs=4, save_models=True)
     assert run(config) == 0
     killed, seen = elsewhere(config, tmp_path / "killed"), {}
-    for die_at in (1, 2, 8, 5, 3, 12, 10, 7, 9, 4):
+    for die_at in (1, 2, 8, 5, 3, 12, 10, 9, 11, 7, 6, 4, 2):
         assert run(killed, die_at) == -signal.SIGKILL
         there = set((tmp_path / "killed/runs").rglob("seed*.json"))
         for path in there:
@@ -119,7 +119,7 @@ def test_killed_at_any_moment_nothing_is_lost(config, tmp_path):
     assert seen and run(killed) == 0
     assert results(tmp_path / "killed/runs") == results(tmp_path / "results")
     models = {path.relative_to(tmp_path): path.read_bytes() for path in (tmp_path / "checkpoints").rglob("*.pt")}
-    assert len(models) == 1 + 2 + 2
+    assert len(models) == 1 + 2 + 1 + 2 + 2  # f_o, shards, references, unlearned models, outputs
     assert all((tmp_path / "killed" / place).read_bytes() == content for place, content in models.items())
     assert not list(tmp_path.rglob("*.damaged")) and not list(tmp_path.rglob("*.partial*.pt"))
 
