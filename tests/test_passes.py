@@ -1,0 +1,26 @@
+"""The study of the published code's three points on a model with batch normalisation."""
+
+import pytest
+from conftest import colour_images, records
+
+from benchmarks import passes
+from data import Dataset, Images
+
+
+@pytest.mark.slow
+def test_every_variant_is_a_cell_and_is_run_once(tmp_path, monkeypatch, capsys):
+    parts = [
+        Images(*colour_images(count, 32, seed=seed), side=32, normalise=True) for count, seed in ((120, 0), (40, 1))
+    ]
+    dataset = Dataset("CIFAR10", "ResNet-18", *parts, tuple("abcd"), published_protocol=True)
+    monkeypatch.setattr(passes, "load", lambda *_, **__: dataset)
+    monkeypatch.setattr(passes, "TRAINING", {"epochs": 1, "lr": 1e-3})
+    folders = {"results_dir": str(tmp_path / "results"), "checkpoints_dir": str(tmp_path / "checkpoints")}
+    arguments = passes.Arguments(tasks=("class0",), seeds=(0,), quiet=True, **folders)
+    passes.main(arguments)
+    found = {path.parts[3]: record for path, record in records(tmp_path / "results").items()}
+    assert found.keys() == {"Retrain", *passes.VARIANTS} and "CIFAR10-32: " in capsys.readouterr().out
+    changes = {"passes": 2, "paired": False, "y_c": "y_r"}
+    assert changes.items() <= found["Published-code"]["config"]["hyperparameters"].items()
+    monkeypatch.setattr(passes, "run_all", lambda *_: pytest.fail("run again"))
+    passes.main(arguments)
