@@ -125,16 +125,6 @@ class Dataset:
         return digest.hexdigest()[:16]
 
 
-def mislabelled(dataset, percent):
-    """Give so many percent of the training samples another label, always the same ones: mistakes to be memorised."""
-    train, classes = dataset.train, len(dataset.classes)
-    rng = generator("label noise", dataset.name, float(percent))
-    chosen = torch.randperm(len(train), generator=rng)[: round(len(train) * percent / 100)]
-    labels = train.labels.clone()
-    labels[chosen] = (labels[chosen] + torch.randint(1, classes, (len(chosen),), generator=rng)) % classes
-    return replace(dataset, train=replace(train, labels=labels))
-
-
 @dataclass(frozen=True)
 class Split:
     """The training set, cut into what is forgotten and what remains: all that an unlearning method may read."""

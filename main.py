@@ -5,6 +5,7 @@ Every finished cell (data set, task, method, seed) is one JSON file; a run that 
 
 import time
 from dataclasses import replace
+from functools import partial
 
 from config import STUDIES, Config
 from harness.cells import run_audit, run_cell, run_relearning
@@ -36,8 +37,7 @@ def main(config):
             run(plan, tree, config, started)
         for task in tasks:
             print_tables(plan, task, config)
-    trees = ", ".join(STUDIES[config.study])
-    print(f"\nCells, one JSON file each: {config.results_dir}/ ({trees})")
+    print(f"\nCells, one JSON file each: {config.results_dir}/ ({', '.join(STUDIES[config.study])})")
     print(f"Tables and figures beside the paper's: python report.py --results-dir {config.results_dir}")
 
 
@@ -47,14 +47,9 @@ def run(plan, tree, config, started):
         config = replace(config, jobs=1, cluster="")  # nothing else may run while cells are timed; audits take no time
     runs = {"audit": (run_audit, plan.auditing), "relearn": (run_relearning, plan.relearning)}
     function, arguments = runs.get(tree, (run_cell, plan.unlearning))
-    todo = [cell for cell in plan.todo(tree) if plan.is_ready(cell)]
-    todo = todo if config.time_limit is None else plan.by_value(todo)
+    todo = plan.by_value(cell for cell in plan.todo(tree) if plan.is_ready(cell))
     calls = {cell: lambda cell=cell: arguments(cell) for cell in todo}
-
-    def starts(cell):
-        spent = time.monotonic() - started
-        return config.time_limit is None or spent + (plan.last_time(cell) or 0) < config.time_limit
-
+    starts = partial(plan.has_time_for, started=started)
     for cell, result in run_all(function, calls, config, f"{plan.dataset.name}: {tree}", starts):
         plan.keep(cell, result)
     if left := plan.todo(tree):
@@ -70,9 +65,8 @@ def describe(dataset):
 def print_tables(plan, task, config):
     """One table per tree, and per request: a row per method, means over the seeds."""
     records = {cell: record for cell, record in plan.records.items() if cell.task == task}
-    if not records:  # in so little time
-        return
-    stats = summarise(frame([row for cell, record in records.items() for row in rows_of(cell.tree, record)]))
+    rows = [row for cell, record in records.items() for row in rows_of(cell.tree, record)]
+    stats = summarise(frame(rows)) if rows else {}  # none in too short a time
     places = dict.fromkeys(place[:3] for place in stats)
     for place in sorted(places, key=lambda place: STUDIES[config.study].index(place[0])):
         print(f"\n{terminal_table(stats, place)}")

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from sklearn.model_selection import train_test_split
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST, ImageFolder
 from tqdm import tqdm
 
-from data import Dataset, Images, generator, mislabelled
+from data import Dataset, Images, generator
 from harness.store import UserError, load_or_set_aside, load_tensors, save_tensors
 from hyperparameters import FAMILIES
 
@@ -54,6 +55,16 @@ def _load(name, root, image_size, progress):
         wanted = f"{tree / 'train'}/<class>/ and {tree / 'test'}/<class>/"
         raise UserError(f"no data set {name!r}: neither one of {', '.join(FAMILIES)} nor an image folder with {wanted}")
     return _image_folder(name, tree, image_size, progress)
+
+
+def mislabelled(dataset, percent):
+    """Give so many percent of the training samples another label, always the same ones: mistakes to be memorised."""
+    train, classes = dataset.train, len(dataset.classes)
+    rng = generator("label noise", dataset.name, float(percent))
+    chosen = torch.randperm(len(train), generator=rng)[: round(len(train) * percent / 100)]
+    labels = train.labels.clone()
+    labels[chosen] = (labels[chosen] + torch.randint(1, classes, (len(chosen),), generator=rng)) % classes
+    return replace(dataset, train=replace(train, labels=labels))
 
 
 def _optdigits():

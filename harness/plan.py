@@ -1,6 +1,7 @@
 """The cells of a run on one data set: which are finished, and what the others need."""
 
 import json
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -275,6 +276,11 @@ class Plan:
         """In the order in which they are worth most: seed by seed, Retrain and CaMU first, SISA last."""
         rank = {"Retrain": 0, "CaMU": 0, "SISA": 2}
         return sorted(cells, key=lambda cell: (self.config.seeds.index(cell.seed), rank.get(cell.method, 1)))
+
+    def has_time_for(self, cell, started):
+        """Whether what is left of the time limit suffices for a cell, as far as is known."""
+        spent = time.monotonic() - started
+        return self.config.time_limit is None or spent + (self.last_time(cell) or 0) < self.config.time_limit
 
     def last_time(self, cell):
         """Seconds that the newest cell beside this one took, if it was made on this machine on as many threads."""

@@ -21,7 +21,6 @@ from data import (
     joint_dataset,
     make_split,
     make_splits,
-    mislabelled,
     shuffled_batches,
     tensor_split,
 )
@@ -279,21 +278,6 @@ def test_the_next_split_is_a_class_removal_where_all_that_is_left_of_a_class_goe
     for forget, message in (([0], "position 0 cannot be forgotten"), ([2, 5, 8, 11], "4 of 4"), ([], "0 of 4")):
         with pytest.raises(UserError, match=message):
             third.next(forget)
-
-
-@pytest.mark.parametrize("percent", [0, 5, 20.0])
-def test_wrong_labels_are_so_many_and_always_the_same(percent):
-    dataset = make_toy_dataset()
-    noisy = mislabelled(dataset, percent)
-    wrong = noisy.train.labels != dataset.train.labels
-    assert int(wrong.sum()) == 4 * percent and torch.equal(noisy.test.labels, dataset.test.labels)
-    assert set(noisy.train.labels.tolist()) <= {0, 1, 2, 3} and torch.equal(noisy.train.pixels, dataset.train.pixels)
-    assert torch.equal(mislabelled(dataset, float(percent)).train.labels, noisy.train.labels)
-    assert (noisy.fingerprint() == dataset.fingerprint()) == (percent == 0)
-    if percent == 20:
-        assert torch.bincount(dataset.train.labels[wrong], minlength=4).min() > 5  # of all classes
-        shift = (noisy.train.labels - dataset.train.labels)[wrong] % 4
-        assert torch.bincount(shift, minlength=4)[1:].min() > 10  # to all others
 
 
 @pytest.mark.parametrize(

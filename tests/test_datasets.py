@@ -4,11 +4,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import write_tree
+from conftest import make_toy_dataset, write_tree
 from PIL import Image
 
 from harness import datasets
-from harness.datasets import load
+from harness.datasets import load, mislabelled
 from harness.store import UserError, load_tensors, save_tensors
 
 
@@ -187,3 +187,18 @@ def test_the_real_mnist_is_read(real_data):
 def test_the_training_labels_are_as_noisy_as_asked():
     clean, noisy = load("OptDigits", "none"), load("OptDigits", "none", label_noise=20)
     assert int((clean.train.labels != noisy.train.labels).sum()) == 287
+
+
+@pytest.mark.parametrize("percent", [0, 5, 20.0])
+def test_wrong_labels_are_so_many_and_always_the_same(percent):
+    dataset = make_toy_dataset()
+    noisy = mislabelled(dataset, percent)
+    wrong = noisy.train.labels != dataset.train.labels
+    assert int(wrong.sum()) == 4 * percent and torch.equal(noisy.test.labels, dataset.test.labels)
+    assert set(noisy.train.labels.tolist()) <= {0, 1, 2, 3} and torch.equal(noisy.train.pixels, dataset.train.pixels)
+    assert torch.equal(mislabelled(dataset, float(percent)).train.labels, noisy.train.labels)
+    assert (noisy.fingerprint() == dataset.fingerprint()) == (percent == 0)
+    if percent == 20:
+        assert torch.bincount(dataset.train.labels[wrong], minlength=4).min() > 5  # of all classes
+        shift = (noisy.train.labels - dataset.train.labels)[wrong] % 4
+        assert torch.bincount(shift, minlength=4)[1:].min() > 10  # to all others
