@@ -45,6 +45,8 @@ class Config:
     """auto uses CUDA where it is available"""
     precision: Literal["float32", "bf16"] = "float32"
     """of training; evaluation is in float32. On CUDA, float32 has TF32 convolutions"""
+    kernels: Literal["native", "portable"] = "native"
+    """of the CPU: native ones are the fastest here, portable ones give the same bits on any x86 processor with AVX2"""
     threads: int = 1
     """CPU threads per cell. One and two give results that differ in the last bits; --jobs uses several cores better"""
     jobs: int = 1

@@ -28,6 +28,22 @@ RELEARN_EPOCHS = 10
 SWITCHES = {"KL_r": "align_remain", "KL_f": "align_forget", "CE_f": "relabel_forget"}
 
 
+# The settings that determine numbers, the search's among them.
+DETERMINING = (
+    "dataset",
+    "tasks",
+    "methods",
+    "seeds",
+    "study",
+    "device",
+    "precision",
+    "kernels",
+    "threads",
+    "batch_size",
+)
+DETERMINING += ("image_size", "pretrain_epochs", "retrain_epochs", "label_noise", "override", "trials")
+
+
 @dataclass(frozen=True)
 class Cell:
     """One result: a data set, a task, a method and a seed, in a tree of `config.TREES`."""
@@ -63,7 +79,8 @@ def machine_spec(config):
     device = resolve_device(config)
     precision = "float32 with TF32 convolutions" if device == "cuda" else "float32"
     precision = "bf16" if config.precision == "bf16" else precision
-    return {"device": device, "threads": config.threads, "precision": precision, "batch_size": config.batch_size}
+    spec = {"device": device, "threads": config.threads, "precision": precision, "batch_size": config.batch_size}
+    return spec | ({"kernels": "portable"} if (device, config.kernels) == ("cpu", "portable") else {})
 
 
 def in_precision(spec):
@@ -295,8 +312,7 @@ def device_name(device):
 def provenance(config, program="main.py"):
     """The command behind a run's cells, with every setting that determines numbers, and the code's commit."""
     words, chosen = ["python", *program.split()], vars(config) | {"device": resolve_device(config)}
-    for name in ("dataset", "tasks", "methods", "seeds", "study", "device", "precision", "threads", "batch_size",
-                 "image_size", "pretrain_epochs", "retrain_epochs", "label_noise", "override", "trials"):  # fmt: skip
+    for name in DETERMINING:
         if chosen.get(name) not in (None, (), 0):
             values = chosen[name] if isinstance(chosen[name], tuple) else (chosen[name],)
             words += [f"--{name.replace('_', '-')}", *map(str, values)]

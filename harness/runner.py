@@ -7,7 +7,7 @@ from pathlib import Path
 import joblib
 from tqdm import tqdm
 
-from harness.store import UserError
+from harness.store import PORTABLE, UserError
 
 SHARED = ("dataset", "f_o_state", "prepared")  # arguments of many calls, sent to a cluster once
 
@@ -89,7 +89,11 @@ def start_ray(config):
             ray.init(
                 address=None if config.cluster == "local" else config.cluster,
                 num_cpus=config.jobs * config.threads if config.cluster == "local" else None,
-                runtime_env={"working_dir": str(Path(__file__).resolve().parent.parent), "excludes": kept_back},
+                runtime_env={
+                    "working_dir": str(Path(__file__).resolve().parent.parent),
+                    "excludes": kept_back,
+                    "env_vars": PORTABLE if config.kernels == "portable" else {},
+                },
                 log_to_driver=False,
                 include_dashboard=False if config.cluster == "local" else None,
                 logging_level="ERROR",

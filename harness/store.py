@@ -11,6 +11,9 @@ from pathlib import Path
 import torch
 import tyro
 
+# What selects the same kernels on every x86 processor with AVX2.
+PORTABLE = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
+
 
 class UserError(Exception):
     """A mistake that the user can fix; see `run_script`."""
@@ -25,6 +28,9 @@ def run_script(function, settings, description):
     try:
         with warnings.catch_warnings(action="error", category=UserWarning):
             chosen = tyro.cli(settings, description=description)
+        if getattr(chosen, "kernels", "native") == "portable" and not os.environ.items() >= PORTABLE.items():
+            os.environ.update(PORTABLE)
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # they are read when torch is imported
         function(chosen)
     except (UserError, UserWarning) as error:
         print("error:", str(error).partition(" We'll try")[0], file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from typing import Literal
 
 import pytest
 import torch
+from conftest import ROOT
 
 from harness.store import (
+    PORTABLE,
     UserError,
     check_writable,
     load_or_set_aside,
@@ -142,3 +145,27 @@ def test_a_default_that_was_edited_to_what_does_not_exist_is_said_in_one_line(mo
     line = capsys.readouterr().err
     assert ended.value.code == 2 and line.count("\n") == 1
     assert line.startswith("error: ") and "`device`" in line and "`tpu`" in line
+
+
+def test_portable_kernels_are_chosen_before_torch_is_imported(tmp_path):
+    script = f"""import sys; sys.path.insert(0, {str(ROOT)!r})
+import dataclasses, os, torch
+from harness.store import PORTABLE, run_script
+
+@dataclasses.dataclass
+class Settings:
+    kernels: str = "native"
+
+def main(settings):
+    print(torch.backends.cpu.get_cpu_capability(), PORTABLE.items() <= os.environ.items())
+
+run_script(main, Settings, "")
+"""
+    (tmp_path / "script.py").write_text(script)
+    run = [sys.executable, "script.py", "--kernels"]
+    env = {name: value for name, value in os.environ.items() if name not in PORTABLE}
+    found = [
+        subprocess.run([*run, kernels], cwd=tmp_path, env=env, capture_output=True, text=True).stdout.split()
+        for kernels in ("native", "portable")
+    ]
+    assert found[0][1] == "False" and found[1] == ["AVX2", "True"]
