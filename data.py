@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from augmentation import crop_and_flip, draw_crops
+from harness.augmentation import crop_and_flip, draw_crops
 from harness.store import UserError
 from harness.tasks import chosen_samples
 from hyperparameters import FEW

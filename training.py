@@ -68,6 +68,15 @@ def take_step(optimizer, loss):
     optimizer.step()
 
 
+def learning_step(model, images, optimizer):
+    """The step of supervised training, by the cross-entropy: a function of positions in `images` and their crops."""
+
+    def learn(chosen, crops):
+        take_step(optimizer, F.cross_entropy(model(images.batch(chosen, crops))[0], images.labels[chosen]))
+
+    return captured(learn, images.device)
+
+
 def epochs_of(settings, f_u, label):
     """1, ... settings.epochs, with a bar. After each, `settings.watch` is called with f_u, where it is given."""
     for epoch in epoch_bar(label, settings.epochs, settings.progress):
@@ -123,11 +132,7 @@ def train(model, images, index, *, epochs, lr, batch_size, rng, partial=None, pr
         rng.set_state(stored["rng"])
         first, seconds = stored["epoch"] + 1, stored["seconds"]
     training_mode(model)
-
-    def learn(chosen, crops):
-        take_step(optimizer, F.cross_entropy(model(images.batch(chosen, crops))[0], images.labels[chosen]))
-
-    step = captured(learn, images.device)
+    step = learning_step(model, images, optimizer)
     started = saved = time.perf_counter()
     for epoch in epoch_bar(label, epochs, progress, first):
         for rows, crops in shuffled_batches(images, index, batch_size, rng):

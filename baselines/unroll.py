@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from data import generator, shuffled_batches
-from harness.graphs import captured
-from training import epochs_of, optimizer_of, seeded, student, take_step
+from training import epochs_of, learning_step, optimizer_of, seeded, student
 
 
 @seeded
@@ -28,11 +27,7 @@ def unlearn(f_o, split, settings):
     f_u = student(f_o)
     optimizer = optimizer_of(f_u, settings, momentum=0.9)
     images, rng = split.train, generator(settings.seed, "Unroll")
-
-    def learn(chosen, crops):
-        take_step(optimizer, F.cross_entropy(f_u(images.batch(chosen, crops))[0], images.labels[chosen]))
-
-    step = captured(learn, images.device)
+    step = learning_step(f_u, images, optimizer)
     for _ in epochs_of(settings, f_u, "Unroll"):
         for index in (split.forget, split.remain):
             for rows, crops in shuffled_batches(images, index, settings.batch_size, rng):

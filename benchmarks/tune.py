@@ -241,10 +241,10 @@ def run_finalists(plans, tasks, points, config):
 
 def finalists(scores, drawn):
     """The numbers of the best points that count; a point that was drawn twice is one."""
-    distinct = {
-        str(drawn[n]): n for n in sorted(scores, key=lambda n: (scores[n], -n))
-    }  # the first of equal ones stays
-    return sorted((n for n in distinct.values() if scores[n] > 0), key=lambda n: -scores[n])[:FINALISTS]
+    distinct = {}
+    for number in sorted(scores, key=lambda number: (-scores[number], number)):
+        distinct.setdefault(str(drawn[number]), number)
+    return [number for number in distinct.values() if scores[number] > 0][:FINALISTS]
 
 
 def write_table(plans, task, points, config):
@@ -266,8 +266,8 @@ def table_row(plans, task, method, number, point, seed):
         plans[0].records[trial(plans[0], task, *place)] for place in ((method, seed, number), ("Retrain", seed))
     )
     found = {name: first["metrics"].get(name, math.nan) for name in (*retrain["metrics"], "changed_f")}
-    names = {"method": method, "trial": number, "runs": len(runs), "score": score(plans, runs)}
-    return names | found | {"time/Retrain": first["time_s"] / retrain["time_s"]} | point
+    ranked_by = {"method": method, "trial": number, "runs": len(runs), "score": score(plans, runs)}
+    return ranked_by | found | {"time/Retrain": first["time_s"] / retrain["time_s"]} | point
 
 
 if __name__ == "__main__":

@@ -168,17 +168,19 @@ class Plan:
             self.f_o = self.make_once(cells.pretrain, {"pretrained": (self.pretrained_spec, {})})["pretrained"]
             found = {part: f"{value:.2f} % ({part})" for part, value in self.f_o["accuracy"].items()}
             print(f"{self.dataset.name}: pre-unlearning model, accuracy {', '.join(found.values())}")
-        missing = auditing and not self.checkpoint_path("references", self.shards("SISA")[0]).exists()
+        references, row = self.shards("SISA")
+        if auditing:
+            self.references = load_or_set_aside(self.checkpoint_path("references", references), load_tensors)
+        missing = auditing and self.references is None
         for method in sorted({self.specs[cell]["method"] for cell in todo} | ({"SISA"} if missing else set())):
             if hasattr(METHODS[method], "prepare_shard"):
-                spec, row = self.shards(method)
-                more = {"method": method, "row": row}
-                shards = {f"{method}-shard{k}": (spec, more | {"shard": k}) for k in range(row["shards"])}
+                spec, chosen = self.shards(method)
+                more = {"method": method, "row": chosen}
+                shards = {f"{method}-shard{k}": (spec, more | {"shard": k}) for k in range(chosen["shards"])}
                 made = self.make_once(cells.prepare_shard, shards)
                 self.prepared[method] = [part["states"] for part in made.values()]
-        if auditing:
-            spec, row = self.shards("SISA")
-            wanted = {"references": (spec, {"row": row, "prepared": self.prepared.get("SISA")})}
+        if missing:
+            wanted = {"references": (references, {"row": row, "prepared": self.prepared["SISA"]})}
             self.references = self.make_once(cells.audit_references, wanted)["references"]
 
     def make_once(self, function, wanted):
@@ -272,10 +274,10 @@ class Plan:
             needed.add(replace(cell, tree="cells", method="Retrain"))
         return needed <= self.records.keys()
 
-    def by_value(self, cells):
+    def by_value(self, todo):
         """In the order in which they are worth most: seed by seed, Retrain and CaMU first, SISA last."""
         rank = {"Retrain": 0, "CaMU": 0, "SISA": 2}
-        return sorted(cells, key=lambda cell: (self.config.seeds.index(cell.seed), rank.get(cell.method, 1)))
+        return sorted(todo, key=lambda cell: (self.config.seeds.index(cell.seed), rank.get(cell.method, 1)))
 
     def has_time_for(self, cell, started):
         """Whether what is left of the time limit suffices for a cell, as far as is known."""

@@ -277,6 +277,18 @@ def test_the_ablation_needs_no_shards_and_one_shard_is_no_reference(make_plan):
     assert "references" not in make_plan(methods=("SISA",), override=quick).specs[cell("SISA", "audit")]
 
 
+def test_damaged_references_are_made_again_from_the_shards(make_plan):
+    make_plan(methods=("Retrain", "SISA")).prepare()
+    (path,) = make_plan.made[0].parent.glob("references*.pt")
+    path.write_bytes(b"no tensors")
+    finish(plan := make_plan(methods=("Retrain", "SISA")), cell(), cell("SISA"))
+    plan.prepare()
+    assert len(plan.references["train"]) == 400 and plan.prepared == {"SISA": [[{"shard": 0}], [{"shard": 1}]]}
+    again = make_plan(methods=("Retrain", "SISA"))
+    again.prepare()
+    assert len(again.references["test"]) == 100 and again.prepared == {}  # the shards are not even loaded
+
+
 def test_one_seed_of_retrain_has_a_floor(make_plan):
     plan = make_plan(methods=("Retrain", "CaMU"), seeds=(3, 1), study="floor")
     assert [c for c in plan.specs if c.method == "Floor"] == [cell("Floor", tree, 3) for tree in ("cells", "audit")]
