@@ -25,7 +25,7 @@ FEW = 0.01  # a forget set under this fraction of the training samples uses the 
 NEGGRAD = {"optimizer": "Adam", "weight_decay": 1e-4, "epochs": 2, "stop": 1}
 SCRUB = {"optimizer": "Adam", "weight_decay": 5e-4, "epochs": 4, "decay_after": [2, 3], "gamma": 1.0}
 UNROLL = {"optimizer": "Adam", "weight_decay": 1e-4}
-NEGGRAD_LONGER = NEGGRAD | {"epochs": 5}
+NEGGRAD_LONGER = NEGGRAD | {"epochs": 10}  # at most: the stop ends it
 SCRUB_LONGER = SCRUB | {"epochs": 6, "decay_after": [3, 5]}
 
 # HYPERPARAMETERS[method][family or data set, kind of task]. ANY stands for those without a row of their own, None for
@@ -67,7 +67,7 @@ HYPERPARAMETERS = {
         ("OptDigits", "random"): SCRUB_LONGER
         | {"msteps": 4, "lr": 1.7e-3, "alpha": 1.2e-3, "temperature": 4.0, "forget_batch_size": 128},
         ("OptDigits", "class"): SCRUB_LONGER
-        | {"msteps": 2, "lr": 2.5e-4, "alpha": 1.3e-3, "temperature": 4.0, "forget_batch_size": 128},
+        | {"msteps": 2, "lr": 3e-4, "alpha": 3.1e-3, "temperature": 4.0, "forget_batch_size": 32},
         ("CIFAR", ANY): {
             "optimizer": "SGD",
             "weight_decay": 5e-4,
@@ -94,7 +94,7 @@ HYPERPARAMETERS = {
     "CaMU": {
         ("MNIST", "random"): {"epochs": 10, "lr_ce": 5e-4, "lr_kl": 4e-4, "repeats": 1},
         ("MNIST", "class"): {"epochs": 2, "lr_ce": 1e-3, "lr_kl": 4e-4, "repeats": 1},
-        ("CIFAR", "random"): {"epochs": 10, "lr_ce": 1e-4, "lr_kl": 1e-5, "repeats": 1, "passes": 1},
+        ("CIFAR", "random"): {"epochs": 10, "lr_ce": 1e-4, "lr_kl": 1e-5, "repeats": 1, "passes": 2},
         ("CIFAR", "class"): {"epochs": 2, "lr_ce": 5e-5, "lr_kl": 1e-5, "repeats": 1, "passes": 1},
         ("CIFAR100", "class"): {"epochs": 2, "lr_ce": 5e-5, "lr_kl": 1e-5, "repeats": 10, "passes": 1},
         ("OptDigits", "random"): {"epochs": 5, "lr_ce": 5e-4, "lr_kl": 4e-4, "repeats": 4},

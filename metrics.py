@@ -240,7 +240,8 @@ def relearn(model, dataset, split, seed, *, epochs, lr, batch_size, shares=None,
     for after_epoch in zip(*states):
         for (learner, _), state in zip(learners, after_epoch):
             learner.load_state_dict(state)
-        p = predict(model, dataset.train, crops)
+        with torch.autocast(dataset.train.device.type, enabled=False):  # as in every evaluation
+            p = predict(model, dataset.train, crops)
         for name, index in (("A_r", split.remain), ("A_f", split.forget)):
             curves[name].append(accuracy(p[index], dataset.train.labels[index]))
     return curves

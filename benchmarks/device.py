@@ -5,7 +5,8 @@
 1. Every method by captured steps and by eager ones: the same bits after an epoch of at least 50 steps, on the CNN and
    on ResNet-18.
 2. Training steps of both models: images/s, eager and captured, in float32 and bf16, and the share of the card's own
-   matrix-product rate that they reach.
+   matrix-product rate that they reach. Then the CNN in --jobs processes at once, images/s in all: they take turns
+   unless CUDA's multi-process service runs (`nvidia-cuda-mps-control -d`).
 3. The first run: all methods on OptDigits, with the audit.
 4. With --dataset: as many cells of that run as fit into --time-limit seconds, the important ones first.
 
@@ -14,6 +15,8 @@ the repository, its requirements and the data. Without a GPU it runs on the CPU,
 """
 
 import json
+import multiprocessing
+import os
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -34,6 +37,7 @@ from harness.store import check_writable, run_script
 from hyperparameters import hyperparameters_of, settings, training_row
 from training import train
 
+MPS = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")).exists()
 STEPS = 50  # at least, of the epoch that captured and eager runs are compared after
 
 
@@ -51,6 +55,8 @@ class Arguments:
     """seconds for its cells"""
     images: int = 20_000
     """images of ResNet-18's epoch that is timed, and of the CNN's twenty"""
+    jobs: int = 8
+    """processes that train the CNN at once"""
 
 
 def main(arguments):
@@ -72,6 +78,8 @@ def main(arguments):
         for precision in ("float32", "bf16"):
             for line in rates(name, images, precision):
                 tell(what="training", model=name, precision=precision, **line)
+    together = side_by_side(arguments.jobs, arguments.images)
+    tell(what="training side by side", model="CNN", processes=arguments.jobs, mps=MPS, images_per_s=round(together))
     folders = {"results_dir": str(out / "cells"), "checkpoints_dir": str(out / "checkpoints"), "quiet": True}
     tell(what="first run", seconds=seconds(lambda: program.main(Config(**folders))))
     if arguments.dataset:
@@ -119,31 +127,58 @@ def eagerly():
 
 def rates(name, images, precision):
     """Images/s of training, captured and eager, and the share of the peak that they reach."""
-    spec = {"device": images.device.type, "precision": precision}
     model = models.build(name, 10, seed=0, device=images.device)
-    index = torch.arange(len(images), device=images.device)
-    x, y = images.batch(index[:32], images.draw_crops(32, generator("crops"))), images.labels[:32]
+    index, crops = torch.arange(32, device=images.device), images.draw_crops(32, generator("crops"))
+    x, y = images.batch(index, crops), images.labels[index]
     gflop = step_gflop(lambda: F.cross_entropy(model(x)[0], y).backward()) / 32
-    peak = peak_gflops(images.device, torch.bfloat16 if precision == "bf16" else torch.float32)
-
-    def learn(samples, epochs):
-        with in_precision(spec):
-            train(model, images, samples, epochs=epochs, lr=1e-3, batch_size=32, rng=generator("rate"))
-
-    epochs = 20 if name == "CNN" else 1  # so that the capture itself does not count
+    peak = peak_gflops(images.device, precision)
     for way in ("captured", "eager"):
         with eagerly() if way == "eager" else nullcontext():
-            learn(index[: 32 * 8], 1)  # kernels are chosen and memory is allocated in the first steps
-            rate = epochs * len(index) / seconds(lambda: learn(index, epochs))
+            rate = training_rate(name, images, precision)
         share = round(rate * gflop / peak, 3)
         yield {"way": way, "images_per_s": round(rate), "share_of_peak": share, "peak_gflops": round(peak)}
 
 
-def peak_gflops(device, dtype, side=4096, rounds=10):
-    """The matrix-product rate: the best of several products."""
-    side = side if device.type == "cuda" else 512
-    a = torch.rand(side, side, device=device, dtype=dtype)
-    return 2 * side**3 / min(seconds(lambda: a @ a) for _ in range(rounds)) / 1e9
+def training_rate(name, images, precision, wait=lambda: None):
+    """Images/s of an epoch, of twenty for the CNN, so that the capture itself does not count."""
+    model, epochs = models.build(name, 10, seed=0, device=images.device), 20 if name == "CNN" else 1
+
+    def learn(count, epochs):
+        samples = torch.arange(count, device=images.device)
+        with in_precision({"device": images.device.type, "precision": precision}):
+            train(model, images, samples, epochs=epochs, lr=1e-3, batch_size=32, rng=generator("rate"))
+
+    learn(min(32 * 8, len(images)), 1)  # kernels are chosen and memory is allocated in the first steps
+    wait()
+    return epochs * len(images) / seconds(lambda: learn(len(images), epochs))
+
+
+def side_by_side(processes, count):
+    """Images/s in all of several processes that train the CNN at once."""
+    context = multiprocessing.get_context("spawn")
+    start, rates = context.Barrier(processes), context.Array("d", processes)
+    workers = [context.Process(target=train_beside, args=(k, count, start, rates)) for k in range(processes)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return sum(rates)
+
+
+def train_beside(number, count, start, rates):
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    use_machine({"device": device.type, "threads": 1})
+    rates[number] = training_rate("CNN", cases(count, device)["CNN"], "float32", start.wait)
+
+
+def peak_gflops(device, precision, rounds=10):
+    """The matrix-product rate, the best of several products: in TF32, as the convolutions, for float32 on CUDA."""
+    side, dtype = 8192 if device.type == "cuda" else 512, torch.bfloat16 if precision == "bf16" else torch.float32
+    a, before = torch.rand(side, side, device=device, dtype=dtype), torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    best = min(seconds(lambda: a @ a) for _ in range(rounds))
+    torch.backends.cuda.matmul.allow_tf32 = before
+    return 2 * side**3 / best / 1e9
 
 
 def seconds(run):

@@ -275,7 +275,8 @@ def run_relearning(cell, spec, dataset, stored, progress=False):
         parts = METHODS["SISA"].shard_slices(len(dataset.train), stored["members"], 1)
         shares = [split.remain[torch.isin(split.remain, part.to(spec["device"]))] for (part,) in parts]
     given = {**spec["relearn"], "batch_size": spec["batch_size"], "shares": shares, "progress": progress}
-    curves = relearn(model, dataset, split, cell.seed, **given, label=f"{cell.method}: relearning")
+    with in_precision(spec):
+        curves = relearn(model, dataset, split, cell.seed, **given, label=f"{cell.method}: relearning")
     return {**names(cell), **curves, "config": spec, **circumstances(spec, None)}
 
 

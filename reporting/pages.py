@@ -1,5 +1,6 @@
 """The pages made from the cells: report.md, and the generated blocks of README.md and the pages beside report.md."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -148,12 +149,15 @@ def blocks(results_dir):
     """The generated blocks of the pages: name -> markdown."""
     cells, paper = summary.read_cells(results_dir), summary.read_paper_values()
     stats = summary.summarise(cells)
+    retrain = cells[(cells.tree == "cells") & (cells.method == "Retrain") & cells.task.isin(summary.MAIN_TASKS)]
+    compared = cells.merge(retrain[["dataset", "task"]].drop_duplicates())
     return {
-        "main results": glance(cells[cells.task.isin(summary.MAIN_TASKS)], stats, paper),
+        "main results": glance(compared, stats, paper),
         "glance": glance(cells, stats, paper),
         "claims": claims_by_place(cells),
         "search": search(Path(results_dir, "tuning")),
         "studies": studies(Path(results_dir)),
+        "device": devices(Path(results_dir, "device")),
     }
 
 
@@ -189,6 +193,26 @@ def studies(results_dir):
             figures = [tables.text(found.get(name), "") for name in METRICS]
             rows.append([folder.relative_to(results_dir).as_posix(), *place[1:], str(seeds), *figures])
     return tables.markdown_table(["Folder", "Data", "Task", "Method", "Seeds", *METRICS], rows, left=4)
+
+
+def devices(folder):
+    """What `benchmarks.device` measured, a column per file."""
+    columns = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        same = [line["same"] for line in lines if line.get("what") == "captured equals eager"]
+        shown = {"Methods and models with equal bits, captured and eager": f"{sum(same)} of {len(same)}"}
+        shown |= {rate_name(line): f"{line['images_per_s']:,}" for line in lines if "images_per_s" in line}
+        columns[lines[0]["device"]] = shown
+    names = dict.fromkeys(itertools.chain(*columns.values()))
+    rows = [[name, *(shown.get(name, "–") for shown in columns.values())] for name in names]
+    return tables.markdown_table(["Images/s in training", *columns], rows)
+
+
+def rate_name(line):
+    if "processes" in line:
+        return f"{line['model']}, {line['processes']} processes, {'with' if line['mps'] else 'without'} MPS"
+    return f"{line['model']}, {line['precision']}, {line['way']}"
 
 
 def fill(path, found):

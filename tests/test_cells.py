@@ -32,12 +32,15 @@ STUDIES = {
     "other-pretraining/20-epochs": {"pretrain_epochs": 20},
     "other-pretraining/2-threads": {"threads": 2},
 }
+ON_GPU = "CIFAR10"  # whose images the tests do not have
 
 
-def committed(study):
+def committed(study, on_gpu=False):
     """(tree, record) of every cell of a study."""
     paths = [path for tree in TREES for path in (ROOT / "results" / study).glob(f"{tree}/*/*/*/seed*.json")]
-    return [(path.parts[-5], json.loads(path.read_text())) for path in sorted(paths)]
+    return [
+        (path.parts[-5], json.loads(path.read_text())) for path in sorted(paths) if (ON_GPU in path.parts) == on_gpu
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,21 @@ def test_committed_cells_are_still_of_the_same_configuration(study, load_once):
         splits = make_splits(dataset, cell.task, cell.seed)
         spec = cell_spec(cell, dataset, splits, pretrained_spec(dataset, fingerprint, config), config)
         assert spec == record["config"], f"{tree} {cell}"
+
+
+@pytest.mark.parametrize(("study", "passes"), [("", ()), ("other-passes", {"class": 2, "random": 1})])
+def test_committed_gpu_cells_are_still_of_the_same_configuration(study, passes, monkeypatch):
+    monkeypatch.setattr(cells, "resolve_device", lambda config: "cuda")
+    dataset = replace(make_toy_dataset(), name=ON_GPU, model="ResNet-18")
+    found = committed(study, on_gpu=True)
+    assert len(found) == (12 if study == "" else 2)
+    for tree, record in found:
+        cell = Cell(ON_GPU, parse_task(record["task"]), record["method"], record["seed"], tree)
+        splits = make_splits(dataset, cell.task, cell.seed)
+        options = {"override": (f"CaMU.passes={passes[splits[0].kind]}",)} if passes else {}
+        config = Config(dataset=(ON_GPU,), **options)
+        spec = cell_spec(cell, dataset, splits, pretrained_spec(dataset, record["config"]["data"], config), config)
+        assert spec | {"forget_set": record["config"]["forget_set"]} == record["config"], f"{tree} {cell}"
 
 
 QUICK = ("CaMU.repeats=1", "SISA.shards=2", "SISA.slices=2")

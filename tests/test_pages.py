@@ -1,5 +1,6 @@
 """The report and the generated blocks; and the committed pages: up to date, short, and without numbers of their own."""
 
+import json
 import re
 
 import pytest
@@ -125,14 +126,20 @@ def test_the_blocks_are_made_from_the_cells(tmp_path):
     (tmp_path / "tuning").mkdir()
     trials = "method,trial,runs,score,lr\nT-S,3,6,0.98765,0.1\nT-S,1,1,0.99,0.2\nUnroll,5,6,-0.25,0.3\n"
     (tmp_path / "tuning" / "Digit-class0.csv").write_text(trials)
+    (tmp_path / "device").mkdir()
+    lines = [{"device": "A card"}, *({"what": "captured equals eager", "same": same} for same in (True, False))]
+    lines += [{"model": "CNN", "precision": "bf16", "way": "eager", "images_per_s": 7000}]
+    lines += [{"model": "CNN", "processes": 8, "mps": False, "images_per_s": 9}]
+    (tmp_path / "device" / "card.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = pages.blocks(tmp_path)
-    assert [row[:2] for row in rows(found["main results"])[2:]] == [["Digit", "random10"], ["Digit", "class0"]]
+    assert [row[:2] for row in rows(found["main results"])[2:]] == [["Digit", "random10"]]  # there Retrain is
     assert [row[:2] for row in rows(found["glance"])[2:]] == [["Digit", t] for t in ("random10", "class0", "class1")]
     claims = dict(row[:2] for row in rows(found["claims"]))
     assert claims["In class removal A_ts_f is 0"] == "1 of 2"
     assert claims["In class removal A_ts_r is the highest"] == "not measured"
     best = dict(zip(rows(found["search"])[0], rows(found["search"])[2]))
     assert best == {"Data": "Digit", "Task": "class0", "T-S": "0.9877 (6)", "Unroll": "none"}
+    assert [row[1] for row in rows(found["device"])[2:]] == ["1 of 2", "7,000", "9"]
     (side,) = rows(found["studies"])[2:]
     assert side[:6] == ["longer/9-epochs", "Digit", "random10", "CaMU", "2", "98.50 ± 0.50"]
 
