@@ -6,8 +6,8 @@ It needs Optuna (`pip install -r requirements-search.txt`). For each baseline, d
 draws the same number of points from `hyperparameters.search_space`. Each runs as a cell with the first seed, of at
 least 100, so that no reported seed is touched. A trial whose accuracy on D_r is below LEAST_A_R after an epoch ends
 there. The FINALISTS best of each baseline run again with the other seeds, and with all seeds on a second pre-unlearning
-model. The row is the one whose worst ToW over all of these is highest. A setting that works on one model and diverges
-on the next is not chosen.
+model. One that does not hold there makes room for the next best. The row is the one whose worst ToW over all of these
+is highest. A setting that works on one model and diverges on the next is not chosen.
 
 A point counts only if it does something. In the means over its runs it changes at least LEAST_CHANGED percent of the
 predictions on D_f, and it moves A_f at least a quarter of the way from Original's to Retrain's, where these differ by
@@ -45,6 +45,7 @@ SETTINGS = {name for method in METHODS for name in HYPERPARAMETERS[method][SEARC
 REFERENCES = ("Retrain", "Original")
 DATASETS = [name for name, family in FAMILIES.items() if family != "CIFAR"]
 FINALISTS = 3
+HOLDS = 0.5  # the worst ToW of a finalist: one that is below makes room for the next best
 LEAST_A_R = 50  # percent, on WATCHED samples of D_r
 WATCHED = 2000
 LEAST_CHANGED = 0.2  # percent of the predictions on D_f
@@ -228,23 +229,40 @@ def metrics_of(plans, one, method=None):
 
 def run_finalists(plans, tasks, points, config):
     """Run the best points with the other seeds, and with all seeds from the second pre-unlearning model."""
-    first, *others = config.seeds
-    for plan, seeds in zip(plans, (others, config.seeds)):
-        references = REFERENCES if plan is plans[0] else ("Original",)
-        calls = [(trial(plan, t, method, seed), {}) for t in tasks for method in references for seed in seeds]
-        for (task, method), drawn in points.items():
-            scores = {n: score(plans, [trial(plans[0], task, method, first, n)]) for n in range(len(drawn))}
-            best = finalists(scores, drawn)
-            calls += [(trial(plan, task, method, seed, n), drawn[n]) for n in best for seed in seeds]
-        run_trials(plan, calls)
+    finalists = {place: [] for place in points}
+    while chosen := next_finalists(plans, points, finalists, config):
+        for plan, seeds in zip(plans, (config.seeds[1:], config.seeds)):
+            references = REFERENCES if plan is plans[0] else ("Original",)
+            calls = [(trial(plan, t, method, seed), {}) for t in tasks for method in references for seed in seeds]
+            calls += [(trial(plan, *place, seed, n), points[place][n]) for place, n in chosen for seed in seeds]
+            run_trials(plan, calls)
+        for place, number in chosen:
+            finalists[place].append(number)
 
 
-def finalists(scores, drawn):
-    """The numbers of the best points that count; a point that was drawn twice is one."""
+def next_finalists(plans, points, finalists, config):
+    """[((task, method), number of the point)]: as many as are needed for FINALISTS that hold, as long as there are."""
+    chosen = []
+    for place, drawn in points.items():
+        first = {n: score(plans, [trial(plans[0], *place, config.seeds[0], n)]) for n in range(len(drawn))}
+        holding = [n for n in finalists[place] if score(plans, runs_of(plans, place, n)) >= HOLDS]
+        others = [n for n in ranked(first, drawn) if n not in finalists[place]]
+        chosen += [(place, n) for n in others[: FINALISTS - len(holding)]]
+    return chosen
+
+
+def runs_of(plans, place, number):
+    """All runs of a point that are in the plans."""
+    same = (*place, number)
+    return [one for plan in plans for one in plan.records if (one.task, one.method, one.number) == same]
+
+
+def ranked(scores, drawn):
+    """The numbers of the points that count, the best first; a point that was drawn twice is one."""
     distinct = {}
     for number in sorted(scores, key=lambda number: (-scores[number], number)):
         distinct.setdefault(str(drawn[number]), number)
-    return [number for number in distinct.values() if scores[number] > 0][:FINALISTS]
+    return [number for number in distinct.values() if scores[number] > 0]
 
 
 def write_table(plans, task, points, config):
@@ -260,8 +278,7 @@ def write_table(plans, task, points, config):
 
 def table_row(plans, task, method, number, point, seed):
     """A trial's score over its runs, the metrics and the time of its first run, and its hyperparameters."""
-    same = (task, method, number)
-    runs = [one for plan in plans for one in plan.records if (one.task, one.method, one.number) == same]
+    runs = runs_of(plans, (task, method), number)
     first, retrain = (
         plans[0].records[trial(plans[0], task, *place)] for place in ((method, seed, number), ("Retrain", seed))
     )
