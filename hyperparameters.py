@@ -25,7 +25,7 @@ FEW = 0.01  # a forget set under this fraction of the training samples uses the 
 NEGGRAD = {"optimizer": "Adam", "weight_decay": 1e-4, "epochs": 2, "stop": 1}
 SCRUB = {"optimizer": "Adam", "weight_decay": 5e-4, "epochs": 4, "decay_after": [2, 3], "gamma": 1.0}
 UNROLL = {"optimizer": "Adam", "weight_decay": 1e-4}
-NEGGRAD_LONGER = NEGGRAD | {"epochs": 10}  # at most: the stop ends it
+NEGGRAD_LONGER = NEGGRAD | {"epochs": 20}  # at most: the stop ends it
 SCRUB_LONGER = SCRUB | {"epochs": 6, "decay_after": [3, 5]}
 
 # HYPERPARAMETERS[method][family or data set, kind of task]. ANY stands for those without a row of their own, None for
@@ -39,8 +39,8 @@ HYPERPARAMETERS = {
     "Original": {(ANY, ANY): {}},
     "NegGrad": {
         SEARCHED: NEGGRAD | {"lr": ("log", 2e-5, 4e-4), "a": ("choice", 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)},
-        ("OptDigits", "random"): NEGGRAD_LONGER | {"lr": 2.6e-4, "a": 0.8},
-        ("OptDigits", "class"): NEGGRAD_LONGER | {"lr": 1.2e-4, "a": 0.995},
+        ("OptDigits", "random"): NEGGRAD_LONGER | {"lr": 4e-4, "a": 0.8},
+        ("OptDigits", "class"): NEGGRAD_LONGER | {"lr": 8.4e-5, "a": 0.97},
         ("CIFAR", ANY): {"optimizer": "SGD", "weight_decay": 0.0, "epochs": 5, "lr": 0.01, "a": 0.9999, "stop": 0},
         (ANY, "random"): NEGGRAD_LONGER | {"lr": 1e-4, "a": 0.9},
         (ANY, "class"): NEGGRAD_LONGER | {"lr": 1e-4, "a": 0.99},
@@ -48,7 +48,7 @@ HYPERPARAMETERS = {
     },
     "Boundary": {
         SEARCHED: {"epochs": ("int", 1, 10), "lr": ("log", 1e-6, 3e-3)},
-        ("OptDigits", "random"): {"epochs": 8, "lr": 5.6e-5},
+        ("OptDigits", "random"): {"epochs": 3, "lr": 1.2e-4},
         ("OptDigits", "class"): {"epochs": 10, "lr": 8.7e-5},
         ("CIFAR", ANY): {"epochs": 10, "lr": 1e-5},
         (ANY, "class"): {"epochs": 10, "lr": 1e-4},
@@ -87,7 +87,7 @@ HYPERPARAMETERS = {
     "Unroll": {
         SEARCHED: UNROLL | {"epochs": ("int", 1, 3), "lr": ("log", 1e-4, 1e-2)},
         ("OptDigits", "random"): UNROLL | {"epochs": 1, "lr": 3e-3},
-        ("OptDigits", "class"): UNROLL | {"epochs": 1, "lr": 1.7e-3},
+        ("OptDigits", "class"): UNROLL | {"epochs": 1, "lr": 3.1e-3},
         ("CIFAR", ANY): UNROLL | {"epochs": 1, "lr": None},
         (ANY, ANY): UNROLL | {"epochs": 1, "lr": 1e-3},
     },

@@ -6,8 +6,8 @@ D_r. Batches of D_f are cycled beside it, each in a forward pass of its own. The
 momentum or weight decay.
 
 Nothing bounds the ascent. With `stop` it ends when the accuracy on D_f has reached its target: 0 in class removal, else
-the accuracy of f_o on the test set. Neither needs Retrain. D_f is looked at ten times an epoch, but not more often than
-every 50 steps.
+the accuracy of f_o on the test set. Neither needs Retrain. D_f is looked at ten times an epoch, for the
+first time after 50 steps.
 
 Deviations from the published code: the stop, and Adam where the row says so (SGD keeps the model only within a narrow
 band of learning rates); batches of both sets have this repository's size, 32; on CIFAR the training crops are used,
@@ -23,7 +23,7 @@ from metrics import accuracy
 from training import epochs_of, optimizer_of, outputs_now, seeded, student, take_step
 
 LOOKS = 10  # at the accuracy on D_f, in an epoch
-LEAST_STEPS = 50  # between two looks: the very first steps of Adam lower it for a moment
+FIRST_LOOK = 50  # steps: the very first ones of Adam lower the accuracy for a moment
 
 
 @seeded
@@ -37,7 +37,7 @@ def unlearn(f_o, split, settings):
     f_u = student(f_o)
     optimizer = optimizer_of(f_u, settings)
     images, steps = split.train, -(-len(split.remain) // settings.batch_size)
-    every, taken = max(steps // LOOKS, LEAST_STEPS), 0
+    every, taken = max(steps // LOOKS, 1), 0
     forget_rng, remain_rng = generator(settings.seed, "NegGrad forget"), generator(settings.seed, "NegGrad")
     forget_batches = cycled_batches(images, split.forget, settings.batch_size, forget_rng)
 
@@ -52,7 +52,8 @@ def unlearn(f_o, split, settings):
             forget, crops_f = next(forget_batches)
             step(split.remain[remain], crops_r, split.forget[forget], crops_f)
             taken += 1
-            if settings.stop and taken % every == 0 and forget_accuracy(f_u, split) <= target:
+            looks = settings.stop and taken >= FIRST_LOOK and taken % every == 0
+            if looks and forget_accuracy(f_u, split) <= target:
                 return f_u.eval()
     return f_u.eval()
 

@@ -281,7 +281,7 @@ def test_unroll_by_hand():
 
 
 def test_neggrad_stops_where_the_forgotten_are_known_no_better_than_unseen_samples(plain, monkeypatch):
-    monkeypatch.setattr(neggrad, "LEAST_STEPS", 1)
+    monkeypatch.setattr(neggrad, "FIRST_LOOK", 1)
     f_o, split = plain
     row = NEGGRAD_ROW | {"optimizer": "Adam", "weight_decay": 1e-4, "lr": 1e-3, "a": 0.5, "epochs": 20}
     accuracy = {}
@@ -300,8 +300,8 @@ def test_neggrad_looks_ten_times_an_epoch_but_not_at_its_very_first_steps(plain,
     f_o, split = plain
     row, looks = NEGGRAD_ROW | ADAM | {"lr": 1e-5, "stop": 1, "epochs": 4}, []
     monkeypatch.setattr(neggrad, "forget_accuracy", lambda f_u, split: looks.append(1) or 100)
-    for batch_size, least, expected in ((2, 5, 4 * 10), (2, 30, 12), (32, 50, 0)):  # 90 and 6 batches an epoch
-        monkeypatch.setattr(neggrad, "LEAST_STEPS", least)
+    for batch_size, least, expected in ((2, 5, 40), (2, 30, 37), (32, 50, 0)):  # 90 and 6 batches an epoch
+        monkeypatch.setattr(neggrad, "FIRST_LOOK", least)
         looks.clear()
         METHODS["NegGrad"].unlearn(f_o, split, settings(row, seed=0, batch_size=batch_size, test_accuracy=50.0))
         assert len(looks) == expected
