@@ -39,8 +39,8 @@ HYPERPARAMETERS = {
     "Original": {(ANY, ANY): {}},
     "NegGrad": {
         SEARCHED: NEGGRAD | {"lr": ("log", 2e-5, 4e-4), "a": ("choice", 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)},
-        ("OptDigits", "random"): NEGGRAD_LONGER | {"lr": 4e-4, "a": 0.8},
-        ("OptDigits", "class"): NEGGRAD_LONGER | {"lr": 8.4e-5, "a": 0.97},
+        ("OptDigits", "random"): NEGGRAD_LONGER | {"lr": 1.6e-4, "a": 0.99},
+        ("OptDigits", "class"): NEGGRAD_LONGER | {"lr": 1.5e-4, "a": 0.995},
         ("CIFAR", ANY): {"optimizer": "SGD", "weight_decay": 0.0, "epochs": 5, "lr": 0.01, "a": 0.9999, "stop": 0},
         (ANY, "random"): NEGGRAD_LONGER | {"lr": 1e-4, "a": 0.9},
         (ANY, "class"): NEGGRAD_LONGER | {"lr": 1e-4, "a": 0.99},
