@@ -18,6 +18,7 @@ from harness.runner import run_all
 from harness.store import UserError, load_or_set_aside, load_tensors, read_record
 from hyperparameters import HYPERPARAMETERS, hyperparameters_of, parse_override, training_row
 
+MODELS = Path(__file__).parent.parent / "results" / "models"
 LEAST = dict.fromkeys(("jobs", "threads", "batch_size", "pretrain_epochs", "retrain_epochs"), 1)
 LEAST |= {"seeds": 0, "gpus_per_cell": 0}
 LEAST["image_size"] = 33  # at 32 or less ResNet-18 ends in one pixel, and a batch of one sample has no variance
@@ -190,7 +191,7 @@ class Plan:
         """
         paths = {name: self.checkpoint_path(name, spec) for name, (spec, _) in wanted.items()}
         partials = {name: path.with_suffix(".partial.pt") for name, path in paths.items()}
-        made = {name: load_or_set_aside(path, load_tensors) for name, path in paths.items()}
+        made = {name: load_or_set_aside(path, load_tensors) or self.committed(path) for name, path in paths.items()}
 
         def arguments(name):
             spec, more = wanted[name]
@@ -202,6 +203,10 @@ class Plan:
             store.save_tensors(paths[name], checkpoint)
             cells.remove_partial(partials[name])
         return made
+
+    def committed(self, path):
+        """A checkpoint that came with the repository, or None."""
+        return load_or_set_aside(MODELS / self.dataset.name / path.name, load_tensors)
 
     def checkpoint_path(self, name, spec):
         return Path(self.config.checkpoints_dir, self.dataset.name, f"{name}-{cells.key(spec)}.pt")
@@ -241,11 +246,16 @@ class Plan:
         if outputs and cell.tree in ("cells", "ablation") and replace(cell, tree="audit") in self.specs:
             store.save_tensors(self.outputs_path(cell), {"requests": outputs})
         if cell not in self.records:
-            self.records[cell] = record | self.provenance
+            start = {"f_o": self.f_o_known()} if cell.tree not in ("audit", "relearn") else {}
+            self.records[cell] = record | start | self.provenance
             store.save_atomically(cell.path(self.config), (json.dumps(self.records[cell], indent=1) + "\n").encode())
         if self.needs_model(cell):
             store.save_tensors(cell.model_path(self.config), stored)
         cells.remove_partial(self.partial_path(cell))
+
+    def f_o_known(self):
+        """What a record says of the pre-unlearning model: the digest of its weights, and its accuracies in percent."""
+        return {"digest": store.digest(self.f_o["state"]), "accuracy": self.f_o["accuracy"]}
 
     def listing(self):
         """For --dry-run: a table of the seeds that are done, missing, or made with another configuration."""

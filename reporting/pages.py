@@ -108,7 +108,20 @@ def places_of(cells):
 def made_by(cells):
     """The commands that made cells, as these record them."""
     commands = sorted(set(cells.command) - {""})
-    return "Made by:\n\n" + "\n".join(f"    {command}" for command in commands) if commands else ""
+    made = "Made by:\n\n" + "\n".join(f"    {command}" for command in commands) if commands else ""
+    return "\n\n".join(text for text in (made, started_from(cells)) if text)
+
+
+def started_from(cells):
+    """The pre-unlearning models that cells started from, as these record them: digest and accuracy on the test set."""
+    known = cells[cells.f_o.map(bool) & ~cells.method.isin(("Retrain", "Floor", "SISA"))]
+    models = {}
+    for dataset, f_o in zip(known.dataset, known.f_o):
+        models.setdefault(dataset, set()).add(f"{f_o['digest']} ({f_o['accuracy']['test']:.2f} %)")
+    several = [dataset for dataset, found in models.items() if len(found) > 1]
+    text = "; ".join(f"{dataset} {', '.join(sorted(found))}" for dataset, found in models.items())
+    warning = f" **Not one model alone**: {', '.join(several)}." if several else ""
+    return f"Pre-unlearning models (accuracy on the test set): {text}.{warning}" if text else ""
 
 
 def pictures(name, figures):
@@ -150,6 +163,7 @@ def blocks(results_dir):
     cells, paper = summary.read_cells(results_dir), summary.read_paper_values()
     stats = summary.summarise(cells)
     retrain = cells[(cells.tree == "cells") & (cells.method == "Retrain") & cells.task.isin(summary.MAIN_TASKS)]
+    retrain = retrain[retrain.dataset.isin(PAPER_DATASETS)]
     compared = cells.merge(retrain[["dataset", "task"]].drop_duplicates())
     return {
         "main results": glance(compared, stats, paper),

@@ -76,7 +76,7 @@ def rows_of(tree, record):
 
 
 def row(tree, record):
-    """One row: names, metrics, `time_s`, `conditions` (text), `config`, `versions`, `command`.
+    """One row: names, metrics, `time_s`, `conditions` (text), `config`, `versions`, `f_o`, `command`.
 
     Relearning has `curves` ({"A_r": [...], "A_f": [...]}), `start_A_r`, and the largest |difference to the start|:
     `moved_A_r`, `moved_A_f`.
@@ -92,7 +92,7 @@ def row(tree, record):
         "time_s": record.get("time_s", math.nan),
         "conditions": f"{made['device']}, threads a cell: {made['threads']}, jobs: {made['jobs']}" if made else "",
         "curves": curves,
-        **{name: record.get(name, {}) for name in ("config", "versions")},
+        **{name: record.get(name, {}) for name in ("config", "versions", "f_o")},
         "command": f"{record['command']}  # commit {record['commit']}" if "command" in record else "",
     }
 

@@ -101,6 +101,19 @@ def test_the_conditions_of_the_time_table_are_named(tmp_path):
     assert "\nMeasured on: a processor, threads a cell: 1, jobs: 1.\n" in section(report(tmp_path), "Table 5: time")
 
 
+def test_the_pre_unlearning_model_is_named_under_every_table(tmp_path):
+    write_random(tmp_path)
+    for method, digest in (("CaMU", "ab"), ("NegGrad", "ab"), ("Retrain", "cd")):  # Retrain does not start from it
+        f_o = {"digest": digest, "accuracy": {"train": 100, "test": 98.765}}
+        write_cell(tmp_path, "cells", "Digit", "class0", method, 0, metrics=CLASS, f_o=f_o)
+    text = section(report(tmp_path), "Table 3")
+    assert "Pre-unlearning models (accuracy on the test set): Digit ab (98.77 %)." in text and "Not one" not in text
+    f_o = {"digest": "ef", "accuracy": {"train": 100, "test": 98}}
+    write_cell(tmp_path, "cells", "Digit", "class0", "SCRUB", 0, metrics=CLASS, f_o=f_o)
+    text = section(report(tmp_path), "Table 3")
+    assert "Digit ab (98.77 %), ef (98.00 %). **Not one model alone**: Digit." in text
+
+
 def test_tables_of_unlike_machines_or_models_are_named(tmp_path):
     write_random(tmp_path)
     text = section(report(tmp_path), "Made with")

@@ -9,12 +9,13 @@ import pytest
 import torch
 from conftest import make_toy_dataset
 
+import harness.plan
 from baselines import METHODS
 from camu import ABLATION
 from harness import cells
 from harness.cells import Cell
 from harness.plan import Plan, check, differences
-from harness.store import UserError, load_tensors, save_tensors
+from harness.store import UserError, digest, load_tensors, save_tensors
 from harness.tasks import parse_task, parse_tasks
 
 BASE = {"Retrain", "Original", "CaMU"}  # what the ablation stands beside
@@ -53,11 +54,13 @@ def make_plan(toy_config, monkeypatch):
 
 def finish(plan, *finished):
     """Keep a result made by hand for every cell, or those given."""
+    loaded, plan.f_o = plan.f_o, {"state": {"w": torch.zeros(2)}, "accuracy": {"train": 99.0, "test": 98.0}}
     for cell in finished or plan.specs:
         spec = plan.specs[cell]
         conditions = {"device": cells.device_name("cpu"), "threads": plan.config.threads, "jobs": 1}
         record = {**cells.names(cell), "metrics": {}, "time_s": 12.34, "config": spec, "conditions": conditions}
         plan.keep(cell, (record, {"state": {}, "config": spec}, [{}]))
+    plan.f_o = loaded
 
 
 def cell(method="Retrain", tree="cells", seed=0):
@@ -146,6 +149,26 @@ def test_a_cell_of_another_configuration_is_refused_unless_it_may_be_overwritten
 def test_differences_name_the_inner_entries():
     old, new = {"seed": 0, "row": {"lr": 1, "epochs": 2}, "a": 1}, {"seed": 0, "row": {"lr": 3, "epochs": 2}, "b": None}
     assert differences(old, new) == ["a: 1 -> None", "lr: 1 -> 3"]
+
+
+def test_a_record_names_the_pre_unlearning_model_that_its_cell_started_from(make_plan, tmp_path):
+    plan = make_plan(methods=("CaMU",))
+    finish(plan)
+    record = json.loads(cell("CaMU").path(plan.config).read_text())
+    assert record["f_o"] == {"digest": digest({"w": torch.zeros(2)}), "accuracy": {"train": 99.0, "test": 98.0}}
+    assert "f_o" not in json.loads(cell("CaMU", "audit").path(plan.config).read_text())
+
+
+def test_a_model_that_came_with_the_repository_is_not_trained_again(make_plan, monkeypatch, tmp_path):
+    monkeypatch.setattr(harness.plan, "MODELS", tmp_path)
+    plan = make_plan(methods=("Retrain",))
+    known = {"state": {"w": torch.zeros(2)}, "accuracy": {"train": 1.0, "test": 2.0}}
+    save_tensors(tmp_path / "Toy" / f"pretrained-{cells.key(plan.pretrained_spec)}.pt", known)
+    plan.prepare()
+    assert make_plan.made == [] and plan.f_o["accuracy"] == known["accuracy"]
+    other = make_plan(methods=("Retrain",), pretrain_epochs=3)
+    other.prepare()
+    assert len(make_plan.made) == 1
 
 
 def test_a_damaged_cell_is_made_again(make_plan, capsys):

@@ -16,6 +16,7 @@ from harness.store import (
     PORTABLE,
     UserError,
     check_writable,
+    digest,
     load_or_set_aside,
     load_tensors,
     read_record,
@@ -67,6 +68,25 @@ def test_tensors_and_plain_values_come_back(tmp_path):
     save_tensors(path, {"state": {"w": torch.arange(3)}, "seconds": 1.5, "config": {"lr": None}})
     found = load_or_set_aside(path, load_tensors)
     assert found["state"]["w"].tolist() == [0, 1, 2] and found["seconds"] == 1.5 and found["config"] == {"lr": None}
+
+
+@pytest.mark.parametrize("change", ["flipped", "cut"])
+def test_tensors_with_a_single_wrong_bit_are_damaged(tmp_path, capsys, change):
+    path = tmp_path / "model.pt"
+    save_tensors(path, {"state": {"w": torch.rand(100_000)}})
+    content = bytearray(path.read_bytes())
+    content[200_000] ^= 1
+    path.write_bytes(content if change == "flipped" else content[:57_000])
+    assert load_or_set_aside(path, load_tensors) is None
+    assert f"{path} is damaged (BadZipFile): set aside" in capsys.readouterr().out
+
+
+def test_a_digest_covers_names_and_every_bit():
+    w = torch.rand(5, 3)
+    other = w.clone()
+    other[4, 2] = torch.nextafter(w[4, 2], torch.tensor(2.0))
+    assert len({digest(state) for state in ({"w": w}, {"v": w}, {"w": other}, {"w": w, "v": w})}) == 4
+    assert digest({"v": other, "w": w.t().contiguous().t()}) == digest({"w": w, "v": other})
 
 
 def test_pickled_objects_are_not_run(tmp_path, capsys):
