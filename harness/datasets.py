@@ -1,8 +1,11 @@
-"""Loading data sets: OptDigits, torchvision's, and image folders with their cache."""
+"""Loading data sets: OptDigits, torchvision's, arrays in a file, and image folders with their cache."""
 
 import hashlib
+import inspect
 import os
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST, ImageFolder
@@ -24,16 +27,19 @@ CNN_DATASETS = ("OptDigits", "Digit", "Fashion")
 RESNET_DATASETS = ("CIFAR10", "CIFAR100")
 TORCHVISION = {"Digit": MNIST, "Fashion": FashionMNIST, "CIFAR10": CIFAR10, "CIFAR100": CIFAR100}
 CNN_SIDE = 28
+MOST_CLASSES = 100_000
 FEWEST_TEST_IMAGES = 3  # 40 % of them train the membership attack: at least one
 
 
 def load(name, root, image_size=None, label_noise=0, progress=False):
     """Load a data set by its name in the configuration, on the CPU, with `label_noise` percent of wrong labels.
 
-    Looked for under `root`: torchvision's own files, then the image-folder tree ``<name>/{train,test}/<class>/*``;
-    else a built-in set is downloaded by torchvision, which verifies its checksums. OptDigits needs no files.
-    `image_size` is the side of ResNet-18's images: 224 for CIFAR and 64 for own data unless given. A UserError names
-    a damaged file, or the places that were searched.
+    Looked for under `root`, in this order: torchvision's own files of a built-in set; the arrays ``<name>.npz``
+    (x_train, y_train, x_test, y_test); the image folder ``<name>/{train,test}/<class>/*``, where ``val`` may stand for
+    ``test``, or ``<name>/<class>/*`` alone, a fifth of which becomes the test set. Else torchvision loads the data set
+    of this name, such as SVHN, if its labels are one whole number each. It checks what it downloads. OptDigits needs no
+    files. `image_size` is the side of ResNet-18's images: 224 for CIFAR and 64 for own data unless given. A UserError
+    names a damaged file, or the places that were searched.
     """
     return mislabelled(_load(name, Path(root), image_size, progress), label_noise)
 
@@ -48,13 +54,15 @@ def _load(name, root, image_size, progress):
             found = _torchvision(name, root, download=True)
         if found is not None:
             return _built_in(name, *found, image_size)
-    missing = [part for part in ("train", "test") if not (tree / part).is_dir()]
-    if len(missing) == 1:
-        raise UserError(f"{name}: {tree} has no folder {missing[0]}/<class>/")
-    if missing:
-        wanted = f"{tree / 'train'}/<class>/ and {tree / 'test'}/<class>/"
-        raise UserError(f"no data set {name!r}: neither one of {', '.join(FAMILIES)} nor an image folder with {wanted}")
-    return _image_folder(name, tree, image_size, progress)
+    if (root / f"{name}.npz").is_file():
+        return _from_images(name, *_arrays(root / f"{name}.npz"), image_size, progress)
+    if tree.is_dir():
+        return _image_folder(name, tree, image_size, progress)
+    if isinstance(getattr(torchvision.datasets, name, None), type):
+        return _from_images(name, *_torchvision_images(name, root, progress), image_size, progress)
+    known = f"one of {', '.join(FAMILIES)} or a class of torchvision.datasets"
+    places = f"{tree}/train/<class>/ with {tree}/test/<class>/, {tree}/<class>/, or {tree}.npz"
+    raise UserError(f"no data set {name!r}: it is neither {known}, nor is there {places}")
 
 
 def mislabelled(dataset, percent):
@@ -112,40 +120,138 @@ def _resnet_dataset(name, train, test, classes, side, **rest):
     return Dataset(name, "ResNet-18", *parts, classes, **rest)
 
 
-def _image_folder(name, tree, image_size, progress):
-    built_in = name in FAMILIES
-    listings = {}
+def _arrays(path):
+    """({"train": [(image, label), ...], "test": ...}, names of the classes) from an npz file."""
+    names = ("x_train", "y_train", "x_test", "y_test")
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            found = {name: stored[name] for name in names if name in stored}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}")
+    if lost := [name for name in names if name not in found]:
+        raise UserError(f"{path} has no {lost[0]}; it must hold {', '.join(names)}")
+    parts = {}
     for part in ("train", "test"):
+        x, y = found[f"x_{part}"], found[f"y_{part}"].reshape(-1)
+        if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[3] not in (1, 3):
+            x = x.transpose(0, 2, 3, 1)
+        if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)):
+            wanted = "uint8 of (N, H, W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W)"
+            raise UserError(f"{path}: x_{part} is {x.dtype} of {x.shape}; it must be {wanted}")
+        if len(x) != len(y) or not np.issubdtype(y.dtype, np.integer):
+            raise UserError(f"{path}: y_{part} must be {len(x)} whole numbers, and is {y.dtype} of {y.shape}")
+        images = [Image.fromarray(image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image) for image in x]
+        parts[part] = list(zip(images, y.tolist()))
+    return parts, None
+
+
+def _torchvision_images(name, root, progress):
+    """The same from a torchvision data set of images with one whole number each as label."""
+    kind, parts, classes = getattr(torchvision.datasets, name), {}, None
+    known = inspect.signature(kind).parameters
+    if "split" not in known and "train" not in known:
+        raise UserError(f"{name}: torchvision's has no training and test part; give the images as a folder")
+    for part in ("train", "test"):
+        given = {"train": part == "train"} if "train" in known else {"split": part}
+        given |= {"split": "balanced"} if name == "EMNIST" else {}
         try:
-            listings[part] = ImageFolder(tree / part)
+            dataset = kind(root, **given, **({"download": True} if "download" in known else {}))
+        except Exception as error:  # torchvision raises anything here
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{name}: torchvision cannot load its {part} part from {root} ({reason})")
+        classes = getattr(dataset, "classes", None)
+        shown = {"desc": f"{name}: reading", "disable": None if progress else True}
+        parts[part] = [dataset[i] for i in tqdm(range(len(dataset)), **shown)]
+        image, label = parts[part][0][:2]
+        if not isinstance(image, Image.Image) or isinstance(label, bool) or not isinstance(label, (int, np.integer)):
+            raise UserError(f"{name}: a label is {type(label).__name__}; only sets with one class per image are read")
+    return parts, classes
+
+
+def _from_images(name, parts, classes, image_size, progress):
+    """A data set from {"train": [(image, label), ...], "test": ...}, images of PIL. Labels count from 0."""
+    labels = {part: torch.tensor([int(label) for _, label in samples]) for part, samples in parts.items()}
+    lowest, highest = (int(bound(torch.cat(list(labels.values())))) for bound in (torch.min, torch.max))
+    if lowest < 0 or not 0 < highest < MOST_CLASSES:
+        rule = f"they must count from 0, at least two and at most {MOST_CLASSES:,} classes"
+        raise UserError(f"{name}: labels go from {lowest} to {highest}; {rule}")
+    check_test_images(name, len(parts["test"]))
+    images = {part: [image for image, _ in samples] for part, samples in parts.items()}
+    classes = tuple(map(str, classes or range(highest + 1)))
+    return _shuffled(name, _decode(name, images, image_size, progress), labels, classes, image_size)
+
+
+def check_test_images(name, count):
+    if count < FEWEST_TEST_IMAGES:
+        needed = f"the membership attack needs at least {FEWEST_TEST_IMAGES}"
+        raise UserError(f"{name}: the test set holds {count} images; {needed}")
+
+
+def _shuffled(name, pixels, labels, classes, image_size, files=()):
+    """The data set in a fixed random order, so that the first samples are of all classes."""
+    orders = {part: torch.randperm(len(pixels[part]), generator=generator("order", part)) for part in pixels}
+    parts = [(pixels[part][order], labels[part][order]) for part, order in orders.items()]
+    rest = {"files": files, "order": orders["train"] if files else None}
+    if pixels["train"].shape[1] == 1:
+        return Dataset(name, "CNN", *(Images(*part) for part in parts), classes, **rest)
+    built_in = name in FAMILIES
+    side = image_size or (224 if built_in else 64)
+    return _resnet_dataset(name, *parts, classes, side, published_protocol=built_in, **rest)
+
+
+def _image_folder(name, tree, image_size, progress):
+    listings, classes = _listings(name, tree)
+    if len(classes) < 2:
+        raise UserError(f"{name}: {tree} holds one class, {classes[0]}; at least two are needed")
+    check_test_images(name, len(listings["test"]))
+    pixels = _cached_pixels(name, tree, listings, image_size, progress)
+    labels = {part: torch.tensor([label for _, label in samples]) for part, samples in listings.items()}
+    below = tree / "train" if (tree / "train").is_dir() else tree
+    files = tuple(Path(path).relative_to(below).as_posix() for path, _ in listings["train"])
+    return _shuffled(name, pixels, labels, classes, image_size, files)
+
+
+def _listings(name, tree):
+    """{"train": [(path, label), ...], "test": ...} of a tree, and the names of its classes."""
+
+    def listing(folder):
+        try:
+            found = ImageFolder(folder)
         except FileNotFoundError as error:
             raise UserError(f"{name}: {' '.join(str(error).split())}")
-    train, test = listings["train"], listings["test"]
+        images = {path for path, _ in found.samples}
+        skipped = [path for path in map(str, folder.rglob("*")) if path not in images and os.path.isfile(path)]
+        if skipped:
+            print(f"{name}: {len(skipped)} files are skipped, no images in a class's folder, such as {min(skipped)}")
+        return found
+
+    there = [part for part in ("train", "test", "val") if (tree / part).is_dir()]
+    if not there:
+        return _cut(listing(tree))
+    if "train" not in there or len(there) == 1:
+        lost = "train" if "train" not in there else "test (or val)"
+        raise UserError(f"{name}: {tree} has no folder {lost}/<class>/")
+    train, test = listing(tree / "train"), listing(tree / there[1])
     if train.classes != test.classes:
         odd = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
-        raise UserError(f"{name}: {tree}/train and {tree}/test must hold the same classes; only one has {odd}")
-    if len(train.classes) < 2:
-        raise UserError(f"{name}: {tree}/train holds one class, {train.classes[0]}; at least two are needed")
-    if len(test) < FEWEST_TEST_IMAGES:
-        needed = f"the membership attack needs at least {FEWEST_TEST_IMAGES}"
-        raise UserError(f"{name}: {tree}/test holds {len(test)} images; {needed}")
-    tensors = _cached_pixels(name, tree, listings, image_size, progress)
-    orders = {part: torch.randperm(len(tensors[part]), generator=generator("order", part)) for part in tensors}
-    parts = [(tensors[p][orders[p]], torch.tensor(listings[p].targets)[orders[p]]) for p in ("train", "test")]
-    files = tuple(os.path.relpath(path, tree / "train") for path, _ in train.samples)
-    rest = {"files": files, "order": orders["train"]}
-    if tensors["train"].shape[1] == 1:
-        parts = [Images(pixels, labels) for pixels, labels in parts]
-        return Dataset(name, "CNN", *parts, tuple(train.classes), **rest)
-    side = image_size or (224 if built_in else 64)
-    return _resnet_dataset(name, *parts, tuple(train.classes), side, published_protocol=built_in, **rest)
+        raise UserError(f"{name}: {test.root} and {train.root} must hold the same classes; only one has {odd}")
+    return {"train": train.samples, "test": test.samples}, tuple(train.classes)
+
+
+def _cut(listing):
+    """A folder of classes alone, cut into four fifths for training and one for the test, class by class."""
+    try:
+        parts = train_test_split(listing.samples, test_size=0.2, stratify=listing.targets, random_state=0)
+    except ValueError as error:  # too few images of a class
+        raise UserError(f"{listing.root} cannot be cut into train and test ({error}); make the two folders yourself")
+    return dict(zip(("train", "test"), map(sorted, parts))), tuple(listing.classes)
 
 
 def _cached_pixels(name, tree, listings, image_size, progress):
     """The images as {"train": uint8 (N, C, H, W), "test": ...}, from the cache beside the tree if current."""
-    digest = hashlib.sha256(repr((image_size, torchvision.__version__)).encode())
-    for listing in listings.values():
-        for path, _ in listing.samples:
+    digest = hashlib.sha256(repr((image_size, torchvision.__version__, "upright")).encode())
+    for samples in listings.values():
+        for path, _ in samples:
             stat = os.stat(path)
             digest.update(repr((os.path.relpath(path, tree), stat.st_size, stat.st_mtime_ns)).encode())
     state = digest.hexdigest()
@@ -153,7 +259,8 @@ def _cached_pixels(name, tree, listings, image_size, progress):
     stored = load_or_set_aside(cache, load_tensors)
     if stored is not None and stored["state"] == state:
         return {part: stored[part] for part in ("train", "test")}
-    tensors = _decode(name, listings, image_size, progress)
+    paths = {part: [path for path, _ in samples] for part, samples in listings.items()}
+    tensors = _decode(name, paths, image_size, progress)
     try:
         save_tensors(cache, {"state": state, **tensors})
     except UserError:
@@ -161,8 +268,9 @@ def _cached_pixels(name, tree, listings, image_size, progress):
     return tensors
 
 
-def _decode(name, listings, image_size, progress):
-    samples = [(part, path) for part, listing in listings.items() for path, _ in listing.samples]
+def _decode(name, sources, image_size, progress):
+    """{"train": uint8 (N, C, side, side), "test": ...} of images of PIL or paths to them."""
+    samples = [(part, source) for part, found in sources.items() for source in found]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without holding Python's lock
         headers = list(pool.map(lambda sample: _open(sample[1], header_only=True), samples))
         gray = all(mode in ("1", "L", "LA") for mode, _ in headers)
@@ -171,7 +279,7 @@ def _decode(name, listings, image_size, progress):
         if name in CNN_DATASETS or (gray and small):
             mode, side = "L", CNN_SIDE
         decoded = pool.map(lambda sample: _pixels(sample[1], mode, side), samples)
-        arrays = {part: [] for part in listings}
+        arrays = {part: [] for part in sources}
         shown = {"desc": f"{name}: decoding", "total": len(samples), "disable": None if progress else True}
         for (part, _), pixels in zip(samples, tqdm(decoded, **shown)):
             arrays[part].append(pixels)
@@ -179,23 +287,24 @@ def _decode(name, listings, image_size, progress):
     return {part: images.permute(0, 3, 1, 2).contiguous() for part, images in stacked.items()}
 
 
-def _pixels(path, mode, side):
-    image = _open(path).convert(mode)
+def _pixels(source, mode, side):
+    image = _open(source).convert(mode)
     if image.size != (side, side):
         image = image.resize((side, side), Image.Resampling.BILINEAR)
     return np.asarray(image).reshape(side, side, -1)
 
 
-def _open(path, header_only=False):
+def _open(source, header_only=False):
+    """An image of PIL, upright, from its path or itself; or its mode and size alone."""
     try:
-        with Image.open(path) as image:
+        with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source) as image:
             if image.mode.startswith(("I", "F")):
-                raise UserError(f"{path}: images of mode {image.mode} are not read, only those of 8 bits a channel")
+                raise UserError(f"{source}: images of mode {image.mode} are not read, only those of 8 bits a channel")
             if header_only:
                 return image.mode, image.size
             image.load()
-            return image
+            return ImageOps.exif_transpose(image)
     except UserError:
         raise
     except Exception as error:  # each of PIL's readers raises its own, from OSError to SyntaxError
-        raise UserError(f"{path}: not a readable image ({' '.join(str(error).split())})")
+        raise UserError(f"{source}: not a readable image ({' '.join(str(error).split())})")

@@ -1,5 +1,6 @@
 """What is to be forgotten, as users write it: random10, class0, class0,3, ids:<file>, class0>class1."""
 
+import csv
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ class Task:
     name: str  # as in paths and tables: random10, class0, class0,3, ids-<name of the file>, class0-then-class1
     percent: float | None = None  # of the training set
     classes: tuple[int, ...] = ()
-    ids: tuple[str, ...] = ()  # the lines of the file, stripped
+    ids: tuple[str, ...] = ()  # the lines of the file, empty where there is nothing to read
     parts: tuple["Task", ...] = ()  # of requests one after another
 
     @property
@@ -29,7 +30,8 @@ def parse_task(text):
 
     ``random<percent>`` with 0 < percent < 100; ``class<k>``, several classes separated by commas; or ``ids:<file>``, a
     text file of training samples to forget, one per line: indices from 0, or for an image folder also paths below
-    train/ (an index then counts the sorted files). Requests one after another are separated by ``>``.
+    train/ (an index then counts the sorted files). Lines that begin with # are comments. A .csv file has one column,
+    and its first line is a heading unless it is an index or a path. ``>`` separates requests one after another.
     """
     if ">" in text:
         parts = tuple(parse_task(part) for part in text.split(">"))
@@ -63,9 +65,20 @@ def parse_tasks(texts):
 
 def _read_ids(path):
     try:
-        ids = tuple(line.strip() for line in path.read_text().splitlines())
-    except (OSError, UnicodeDecodeError) as error:
+        if path.exists() and not path.is_file():  # reading a pipe may never end
+            raise OSError("it is no regular file")
+        text = path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
+    except (OSError, ValueError) as error:
         raise UserError(f"task ids:{path}: the file cannot be read ({error})")
+    ids = text.splitlines()
+    if path.suffix.lower() == ".csv":
+        rows = list(csv.reader(ids, skipinitialspace=True))
+        if wide := [row for row in rows if len(row) > 1]:
+            raise UserError(f"task ids:{path}: {','.join(wide[0])!r} has {len(wide[0])} columns; there must be one")
+        ids = ["".join(row) for row in rows]
+        if ids and not re.search(r"^\s*-?\d+\s*$|[/\\]", ids[0]):
+            ids[0] = ""
+    ids = tuple("" if line.lstrip().startswith("#") or not line.strip() else line for line in ids)
     if not any(ids):
         raise UserError(f"task ids:{path}: the file names no sample; write one training index per line")
     return Task(f"ids-{path.stem}", ids=ids)
@@ -80,9 +93,10 @@ def chosen_samples(dataset, task):
         if not text:
             continue
         where = f"task {task.name}, line {line}"
-        if text in by_file:
-            number = by_file[text]
-        elif re.fullmatch(r"-?\d+", text):
+        ways = (text, text.strip(), text.strip().replace("\\", "/").removeprefix("./"))
+        if file := next((way for way in ways if way in by_file), None):
+            number = by_file[file]
+        elif re.fullmatch(r"\s*-?\d{1,18}\s*", text):
             number = int(text)
         else:
             raise UserError(f"{where}: {text!r} is not {kinds} of a training sample of {dataset.name}")

@@ -72,6 +72,128 @@ def test_a_tree_of_mnist_in_colour_is_mnist(tmp_path):
     assert dataset.train.pixels.shape == (12, 1, 28, 28)
 
 
+def test_val_stands_for_test(tmp_path):
+    tree = write_tree(tmp_path / "a") / "Own"
+    expected = load("Own", tmp_path / "a").fingerprint()
+    (tree / "test").rename(tree / "val")
+    assert load("Own", tmp_path / "a").fingerprint() == expected
+
+
+def test_a_fifth_of_a_folder_of_classes_becomes_the_test_set(tmp_path):
+    write_tree(tmp_path, per_class=10)
+    (tmp_path / "Own" / "train").rename(tmp_path / "Flat")
+    dataset = load("Flat", tmp_path)
+    assert (len(dataset.train), len(dataset.test)) == (24, 6) and dataset.classes == ("cat", "dog", "eel")
+    assert dataset.test.labels.bincount().tolist() == [2, 2, 2]
+    every = {f"{label}/{i}.png" for label in dataset.classes for i in range(10)}
+    assert len(dataset.files) == 24 and set(dataset.files) <= every
+    assert load("Flat", tmp_path).fingerprint() == dataset.fingerprint()
+    for file in sorted((tmp_path / "Flat" / "cat").iterdir())[1:]:
+        file.unlink()
+    with pytest.raises(UserError, match=r"Flat cannot be cut into train and test .*make the two folders yourself"):
+        load("Flat", tmp_path)
+
+
+def test_what_is_skipped_is_said_once(tmp_path, capsys):
+    tree = write_tree(tmp_path) / "Own"
+    for path in (tree / "train/stray.png", tree / "train/cat/notes.txt"):
+        path.write_bytes(b"")
+    assert len(load("Own", tmp_path).train) == 12
+    assert "2 files are skipped, no images in a class's folder, such as" in capsys.readouterr().out
+
+
+def test_a_photo_lies_as_its_camera_says(tmp_path):
+    write_tree(tmp_path)
+    upright = load("Own", tmp_path)
+    path = tmp_path / "Own/train/cat/0.png"
+    image = Image.open(path)
+    exif = image.getexif()
+    exif[0x0112] = 6  # turned a quarter to the left when it was taken
+    image.rotate(90, expand=True).save(path, exif=exif)
+    assert torch.equal(load("Own", tmp_path).train.pixels, upright.train.pixels)
+
+
+NPZ = {"x_train": (12, 20, 20), "x_test": (6, 20, 20)}
+
+
+@pytest.mark.parametrize(
+    "shape, model, pixels",
+    [
+        ((20, 20), "CNN", (1, 28, 28)),
+        ((28, 28, 1), "CNN", (1, 28, 28)),
+        ((1, 28, 28), "CNN", (1, 28, 28)),
+        ((20, 30, 3), "ResNet-18", (3, 64, 64)),
+        ((3, 40, 40), "ResNet-18", (3, 64, 64)),
+        ((40, 40), "ResNet-18", (3, 64, 64)),
+    ],
+)
+def test_arrays_in_a_file_are_a_data_set(tmp_path, shape, model, pixels):
+    rng = np.random.default_rng(0)
+    counts = {"x_train": 12, "x_test": 6}
+    arrays = {name: rng.integers(0, 255, (count, *shape), dtype=np.uint8) for name, count in counts.items()}
+    np.savez(tmp_path / "Mine.npz", **arrays, y_train=np.arange(12) % 3, y_test=np.arange(6)[:, None] % 3)
+    dataset = load("Mine", tmp_path)
+    assert (dataset.model, dataset.classes, dataset.train.pixels.shape) == (model, ("0", "1", "2"), (12, *pixels))
+    assert dataset.test.labels.bincount().tolist() == [2, 2, 2]
+    if pixels == shape:
+        wanted = {array.tobytes(): k % 3 for k, array in enumerate(arrays["x_train"])}
+        found = {pixels.numpy().tobytes(): int(y) for pixels, y in zip(dataset.train.pixels, dataset.train.labels)}
+        assert found == wanted
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"x_test": None}, "has no x_test; it must hold x_train, y_train, x_test, y_test"),
+        ({"x_train": np.zeros((12, 20, 20))}, "x_train is float64 of .*; it must be uint8"),
+        ({"x_train": np.zeros((12, 20, 20, 2), np.uint8)}, "x_train is uint8 of .*; it must be uint8 of .N, H, W"),
+        ({"y_train": np.zeros(11, int)}, "y_train must be 12 whole numbers"),
+        ({"y_train": np.zeros(12)}, "y_train must be 12 whole numbers, and is float64"),
+        ({"y_train": np.arange(12) - 1}, "labels go from -1 to 10; they must count from 0"),
+        ({"y_train": np.zeros(12, int), "y_test": np.zeros(6, int)}, "labels go from 0 to 0; .*at least two"),
+        ({"y_train": np.array([{}] * 12)}, "Mine.npz cannot be read: Object arrays"),
+        ({"x_test": np.zeros((2, 20, 20), np.uint8), "y_test": np.zeros(2, int)}, "the test set holds 2 images"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(tmp_path, changes, message):
+    arrays = {name: np.zeros(shape, np.uint8) for name, shape in NPZ.items()}
+    arrays |= {"y_train": np.arange(12) % 3, "y_test": np.arange(6) % 3} | changes
+    np.savez(tmp_path / "Mine.npz", **{name: array for name, array in arrays.items() if array is not None})
+    with pytest.raises(UserError, match=message):
+        load("Mine", tmp_path)
+
+
+class Letters:
+    """A stand-in for one of torchvision's data sets."""
+
+    classes = ("a", "b", "c")
+    count = 12
+
+    def __init__(self, root, split="train", download=False):
+        self.root, self.count = root, {"train": 12, "test": 6}[split]
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        return Image.new("RGB", (30 + i, 40), (20 * i, 0, 0)), i % 3
+
+
+def test_any_data_set_of_torchvisions_with_one_label_an_image_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.torchvision.datasets, "Letters", Letters, raising=False)
+    dataset = load("Letters", tmp_path)
+    assert (dataset.model, dataset.classes) == ("ResNet-18", ("a", "b", "c"))
+    assert (len(dataset.train), len(dataset.test)) == (12, 6)
+    with pytest.raises(UserError, match="FakeData: torchvision's has no training and test part"):
+        load("FakeData", tmp_path)
+    monkeypatch.setattr(Letters, "__getitem__", lambda self, i: (Image.new("L", (9, 9)), {"boxes": []}))
+    with pytest.raises(UserError, match="a label is dict; only sets with one class per image are read"):
+        load("Letters", tmp_path)
+    monkeypatch.setattr(Letters, "__init__", lambda self, root, split, download: [][1])
+    with pytest.raises(UserError, match=r"torchvision cannot load its train part from .*list index out of range"):
+        load("Letters", tmp_path)
+
+
 def test_the_order_of_a_folder_is_one_fixed_shuffle(tmp_path):
     dataset = load("Own", write_tree(tmp_path, per_class=20, sizes=((64, 64),)))
     labels = dataset.train.labels.tolist()
@@ -140,7 +262,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(UserError, match="holds one class, dog; at least two are needed"):
         load("Own", tmp_path)
     shutil.rmtree(tree / "test")
-    with pytest.raises(UserError, match="Own has no folder test/"):
+    with pytest.raises(UserError, match=r"Own has no folder test \(or val\)/<class>/"):
         load("Own", tmp_path)
 
 

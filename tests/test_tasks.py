@@ -1,3 +1,6 @@
+import os
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -104,6 +107,42 @@ def test_samples_of_an_image_folder_are_chosen_by_their_file_or_its_number(ids_t
 def test_bad_ids_are_refused(ids_task, lines, message):
     with pytest.raises(UserError, match=message):
         chosen_samples(toy(), ids_task(*lines))
+
+
+FILES = replace(toy(), files=("a/ 0.png", "a/0.png", "b/0.png", "c d/0.png"))
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        (b"./a/0.png\nb\\0.png\n", [1, 2]),
+        (b"\xef\xbb\xbfa/0.png\r\n\r\nb/0.png\r\n", [1, 2]),
+        (b"# asked for in May\na/0.png\n  # 3\n 2 \n", [1, 2]),
+        (b"a/ 0.png\n  b/0.png", [0, 2]),
+        (b".\\c d\\0.png", [3]),
+    ],
+)
+def test_samples_are_found_as_people_write_them(tmp_path, content, expected):
+    (tmp_path / "request.txt").write_bytes(content)
+    assert chosen_samples(FILES, parse_task(f"ids:{tmp_path}/request.txt")).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [("file\na/0.png\n", [1]), ('"path"\n"c d/0.png"\n', [3]), ("a/0.png\nb/0.png\n", [1, 2]), ("4\n5\n", [4, 5])],
+)
+def test_a_column_of_a_table_is_a_request(tmp_path, content, expected):
+    (tmp_path / "request.csv").write_text(content)
+    assert chosen_samples(FILES, parse_task(f"ids:{tmp_path}/request.csv")).tolist() == expected
+
+
+def test_what_is_no_list_of_samples_is_refused_at_once(tmp_path):
+    (tmp_path / "wide.csv").write_text("file,reason\na/0.png,moved\n")
+    with pytest.raises(UserError, match="'file,reason' has 2 columns; there must be one"):
+        parse_task(f"ids:{tmp_path}/wide.csv")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"pipe: the file cannot be read \(it is no regular file"):
+        parse_task(f"ids:{tmp_path}/pipe")
 
 
 def test_a_missing_ids_file_is_refused():
