@@ -86,10 +86,21 @@ def shuffled_batches(images, index, batch_size, rng):
 
     Yields (rows, crops): the batch's positions in `index`, (B,), and what `Images.batch` takes as crops.
     """
-    order = torch.randperm(len(index), generator=rng).to(images.device)
-    crops = images.draw_crops(len(index), rng)
-    for start, rows in zip(range(0, len(index), batch_size), order.split(batch_size)):
-        yield rows, None if crops is None else crops[start : start + batch_size]
+    order = draw_order(len(index), rng).to(images.device)
+    crops = images.draw_crops(len(order), rng)
+    for start, rows in zip(range(0, len(order), batch_size), batches(order, batch_size)):
+        yield rows, None if crops is None else crops[start : start + len(rows)]
+
+
+def draw_order(count, rng):
+    """A random order. The only sample of a set is taken twice: batch normalisation needs two."""
+    return torch.randperm(count, generator=rng).repeat(2 if count == 1 else 1)
+
+
+def batches(order, batch_size):
+    """`order` cut into batches; a lone last sample joins the batch before it."""
+    parts = list(order.split(batch_size))
+    return parts if len(parts) == 1 or len(parts[-1]) > 1 else [*parts[:-2], torch.cat(parts[-2:])]
 
 
 def cycled_batches(images, index, batch_size, rng):
@@ -318,8 +329,8 @@ def joint_batches(split, joint, batch_size, rng, paired=True):
     and the crops of x_r. The two are the same unless x_r comes in an order of its own, not `paired`.
     """
     images = split.train
-    order = torch.randperm(len(joint), generator=rng).to(images.device)
-    order_r = order if paired else torch.randperm(len(joint), generator=rng).to(images.device)
+    order = draw_order(len(joint), rng).to(images.device)
+    order_r = order if paired else draw_order(len(joint), rng).to(images.device)
     crops = images.draw_crops(len(joint), rng)
-    for rows_f, rows_r in zip(order.split(batch_size), order_r.split(batch_size)):
+    for rows_f, rows_r in zip(batches(order, batch_size), batches(order_r, batch_size)):
         yield rows_r, None if crops is None else crops[rows_r], rows_f

@@ -119,7 +119,8 @@ def search_space(method, dataset):
 def training_row(dataset, model, pretrain_epochs=None, retrain_epochs=None):
     """The row of TRAINING that applies to a data set and its model, with the user's epochs where given."""
     given = {"pretrain_epochs": pretrain_epochs, "retrain_epochs": retrain_epochs}
-    return TRAINING[FAMILIES.get(dataset, f"own {model}")] | {name: value for name, value in given.items() if value}
+    family = FAMILIES.get(dataset, f"own {model}" if model == "CNN" else "own ResNet-18")
+    return TRAINING[family] | {name: value for name, value in given.items() if value}
 
 
 def hyperparameters_of(method, dataset, kind, training=None, overrides=()):

@@ -23,7 +23,7 @@ ATTACKED_TEST_SAMPLES = 6000  # at most
 def predict(model, images, crops=None):
     """The model's softmax outputs for all of `images`, in order: (N, classes). `crops` are (N, 5)."""
     model.eval()
-    chunk = 1000 if images.side is None else 125
+    chunk = 1000 if images.side is None and images.pixels[0].numel() <= 3 * 64 * 64 else 125
     index = torch.arange(len(images), device=images.device)
     return torch.cat(
         [model(images.batch(rows, None if crops is None else crops[rows]))[0].softmax(1) for rows in index.split(chunk)]

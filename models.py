@@ -44,42 +44,73 @@ class ResNet18(Classifier):
         self.head = nn.Linear(512, classes)
 
 
-class Represented(nn.Module):
-    """Any classifier whose forward gives logits, made to give (logits, representation).
+POOLS = {  # how a representation becomes (B, d)
+    "flatten": lambda z: z.flatten(1),
+    "mean": lambda z: z.flatten(2).mean(2) if z.dim() == 4 else z.mean(1),  # over (H, W), or over L of (B, L, d)
+    "first": lambda z: z[:, 0],  # the class token of (B, L, d)
+}
 
-    The representation is the output of the submodule named `layer`, as in ``model.named_modules()``, flattened to
-    (B, d): what the classifier's head reads. A UserError names the layers if `layer` is none of them.
+
+class Represented(nn.Module):
+    """Any classifier, made to give (logits, representation).
+
+    The representation is the output of the submodule named `layer`, as in ``model.named_modules()``: what the
+    classifier's head reads. `pool`, one of POOLS, makes it (B, d). `logits` takes the logits out of what the forward
+    returns; without it they are that itself, its attribute or entry "logits", or the first of several. A UserError says
+    what does not fit.
     """
 
-    def __init__(self, model, layer):
+    def __init__(self, model, layer, pool="flatten", logits=None):
         super().__init__()
         known = [name for name, _ in model.named_modules() if name]
         if layer not in known:
             raise UserError(f"the model has no layer {layer!r}; its layers are {', '.join(known)}")
-        self.model, self.layer = model, layer
+        if pool not in POOLS:
+            raise UserError(f"pool {pool!r} is unknown; there are {', '.join(POOLS)}")
+        self.model, self.layer, self.pool, self.logits = model, layer, pool, logits or logits_of
 
     def forward(self, x):
         seen = []
         hook = self.model.get_submodule(self.layer).register_forward_hook(lambda _, __, output: seen.append(output))
         try:
-            logits = self.model(x)
+            logits = self.logits(self.model(x))
         finally:
             hook.remove()
-        return logits, seen[-1].flatten(1)
+        if len(seen) != 1:
+            raise UserError(f"layer {self.layer!r} ran {len(seen)} times in a forward pass; it must run once")
+        if not isinstance(seen[0], torch.Tensor):
+            raise UserError(f"layer {self.layer!r} returns a {type(seen[0]).__name__}; it must return a tensor")
+        z = POOLS[self.pool](seen[0])
+        if z.dim() != 2:
+            raise UserError(f"layer {self.layer!r} gives {tuple(z.shape)} with pool {self.pool!r}; it must be (B, d)")
+        return logits, z
+
+
+def logits_of(output):
+    """The logits in what a classifier's forward returns."""
+    if isinstance(output, torch.Tensor):
+        return output
+    if hasattr(output, "logits"):
+        return output.logits
+    if isinstance(output, dict) and "logits" in output:
+        return output["logits"]
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], torch.Tensor):
+        return output[0]
+    raise UserError(f"the forward returns a {type(output).__name__}: name a function that takes the logits out of it")
 
 
 MODELS = {"CNN": CNN, "ResNet-18": ResNet18}
 
 
-def build(name, classes, seed, device="cpu"):
-    """A model, "CNN" or "ResNet-18", with fresh weights drawn from `seed` alone.
+def build(model, classes, seed, device="cpu"):
+    """A model with fresh weights drawn from `seed` alone: "CNN", "ResNet-18", or what a function of `classes` returns.
 
     It is in the channels-last layout, in which convolutions of 32 images run faster, on CPUs most of all.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = MODELS[name](classes)
-    return model.to(device, memory_format=torch.channels_last)
+        fresh = MODELS.get(model, model)(classes)
+    return fresh.to(device, memory_format=torch.channels_last)
 
 
 class Ensemble(nn.Module):

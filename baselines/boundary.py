@@ -16,7 +16,7 @@ import copy
 import torch
 import torch.nn.functional as F
 
-from data import generator
+from data import batches, draw_order, generator
 from harness.graphs import captured
 from training import epochs_of, seeded, student, take_step
 
@@ -56,6 +56,6 @@ def unlearn(f_o, split, settings):
 
     step = captured(learn, images.device)
     for _ in epochs_of(settings, f_u, "Boundary"):
-        for rows in torch.randperm(len(split.forget), generator=rng).to(images.device).split(settings.batch_size):
+        for rows in batches(draw_order(len(split.forget), rng).to(images.device), settings.batch_size):
             step(rows)
     return f_u.eval()

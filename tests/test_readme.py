@@ -12,6 +12,7 @@ import torch
 import torchvision
 from conftest import ROOT, colour_images, make_toy_split
 
+import camu
 import models
 from hyperparameters import settings
 from metrics import accuracy, predict
@@ -26,14 +27,18 @@ def block(containing):
 
 
 @pytest.mark.slow
-def test_own_model(tmp_path, monkeypatch):
-    code = block("Represented")
-    torch.save(torchvision.models.mobilenet_v3_small(num_classes=10).state_dict(), tmp_path / "my_weights.pt")
-    torch.save(colour_images(80), tmp_path / "my_training_set.pt")
-    (tmp_path / "example.py").write_text(code)
+def test_own_model(tmp_path, monkeypatch, capsys):
+    code = block("camu.compare")
+    net = torchvision.models.mobilenet_v3_small(num_classes=10)
+    torch.save(net.state_dict(), tmp_path / "my_weights.pt")
+    torch.save((colour_images(48), colour_images(24)), tmp_path / "my_data.pt")
+    (tmp_path / "example.py").write_text(code + block("Represented"))
     monkeypatch.chdir(tmp_path)
-    runpy.run_path("example.py")
-    assert len(list(tmp_path.glob("unlearned*.pt"))) == 2
+    monkeypatch.setattr(camu, "TUPLES", 96)
+    made = runpy.run_path("example.py")
+    assert list(made["result"].table.index) == ["CaMU", "SCRUB", "Retrain"] and "A_ts_f" in capsys.readouterr().out
+    net.load_state_dict(torch.load("unlearned.pt", weights_only=True))
+    assert made["split"].earlier_classes == (1,) and made["split"].forgotten_classes == (2,)
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
 
 

@@ -1,0 +1,226 @@
+"""One call for your own model and data: forget with several methods, evaluate and audit them."""
+
+import copy
+import os
+import time
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+from tqdm import tqdm
+
+import models
+from baselines import METHODS
+from data import Dataset, Images, derive_seed, generator, whole_split
+from harness.store import UserError
+from hyperparameters import hyperparameters_of, settings, training_row
+from metrics import METRICS, accuracy, audit, evaluate, gap, predict, reference_probabilities, tug_of_war
+from training import train as learn
+
+FRESH = ("Retrain", "T-S", "SISA")  # the methods that need fresh weights
+COLUMNS = (*METRICS, "RMIA_AUC", "RMIA_TPR1", "JS_f", "churn", "gap", "tug_of_war", "time_s")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` returns."""
+
+    table: pd.DataFrame
+    """A row for each method: the metrics in percent, JS_f in bits, gap in points, ToW, and `time_s` in seconds."""
+    models: dict
+    """The unlearned models by the method's name, of the user's own class and in evaluation mode. SISA's is an
+    `models.Ensemble`, which gives (log-probabilities, representation)."""
+
+
+def compare(
+    net, *, layer, train, test, forget=None, classes=None, methods=("Original", "CaMU"), build=None, seed=0,
+    pool="flatten", logits=None, epochs=None, lr=None, override=(), references=(), progress=True,
+):  # fmt: skip
+    """Let a trained classifier forget with several methods, and compare the results.
+
+    Parameters
+    ----------
+    net : nn.Module
+        The trained classifier, on the device to compute on. It is not changed.
+    layer, pool, logits : str, str, callable
+        The representation, and where to find the logits in what the forward returns: see `models.Represented`.
+    train, test : (x, y), Dataset, Subset or DataLoader
+        The samples as the net takes them, and labels from 0. They are read into memory once.
+    forget : indices, boolean mask, optional
+        The training samples to forget. Or `classes`, the labels whose samples are all to be forgotten.
+    methods : sequence of str
+        Names of `baselines.METHODS`. With Retrain among them, the others are compared with it.
+    build : callable, optional
+        ``build(classes)`` returns the same net with fresh weights; Retrain, T-S and SISA need it.
+    seed : int
+        The source of all randomness; seeds give the same result every time on the same machine.
+    epochs, lr : int, float, optional
+        Of Retrain and SISA; otherwise those of own data in `hyperparameters.TRAINING`.
+    override : sequence of str
+        Hyperparameters in place of the table's: "CaMU.lr_ce=1e-4".
+    references : int or sequence of (nn.Module, indices), optional
+        Reference models for the audit's RMIA, each with the positions of the training samples that it has seen. Or a
+        number: so many are trained here with `build`, each on a random half.
+
+    Raises
+    ------
+    UserError
+        Says in one line what does not fit, before any work.
+    """
+    known = list(METHODS)
+    if unknown := [name for name in methods if name not in known]:
+        raise UserError(f"no method {unknown[0]!r}; there are {', '.join(known)}")
+    needing = [name for name in methods if name in FRESH] + (
+        ["a reference model"] if isinstance(references, int) else []
+    )
+    if build is None and needing:
+        raise UserError(f"{needing[0]} needs fresh weights: give build, a function of the number of classes")
+
+    def represented(net):
+        return models.Represented(net, layer, pool, logits)
+
+    f_o, fresh = represented(copy.deepcopy(net).eval()), build and (lambda count: represented(build(count)))
+    parts = [read_samples(samples, name, progress) for samples, name in ((train, "train"), (test, "test"))]
+    device, count = next(net.parameters()).device, check(f_o, *parts)
+    dataset = Dataset("own", fresh, *(Images(*part).to(device) for part in parts), tuple(map(str, range(count))))
+    split = whole_split(dataset.train, count, fresh).next(chosen(forget, classes, dataset.train.labels))
+    training = training_row("own", "ResNet-18", epochs, epochs) | ({"lr": lr} if lr else {})
+    if isinstance(references, int):
+        references = trained_references(references, dataset, seed, training, progress)
+    else:
+        references = [(represented(copy.deepcopy(own).eval()), torch.as_tensor(index)) for own, index in references]
+    seen = reference_probabilities(*zip(*references), dataset) if references else None
+
+    found, unlearned, outputs = {}, {}, {}
+    for name in sorted(methods, key=lambda name: name != "Retrain"):
+        row = hyperparameters_of(name, "own", split.kind, training, override)
+        f_u, seconds = run(name, f_o, split, dataset, settings(row, seed=seed, progress=progress))
+        found[name], outputs[name] = evaluate(f_u, dataset, split, seed)
+        retrain = outputs.get("Retrain") if name != "Retrain" else None
+        found[name] |= audit(outputs[name], dataset, split, seen, retrain)
+        if retrain:
+            found[name] |= {measure.__name__: measure(found[name], found["Retrain"]) for measure in (gap, tug_of_war)}
+        found[name]["time_s"] = seconds
+        unlearned[name] = f_u.model if isinstance(f_u, models.Represented) else f_u
+    table = pd.DataFrame.from_dict({name: found[name] for name in methods}, orient="index")
+    table = table[[name for name in COLUMNS if name in table]].rename(columns={"tug_of_war": "ToW"})
+    return Comparison(table.round(3), {name: unlearned[name] for name in methods})
+
+
+def run(name, f_o, split, dataset, given):
+    """The model that a method returns, and the seconds it took."""
+    if getattr(given, "stop", 0):
+        given.test_accuracy = accuracy(predict(f_o, dataset.test), dataset.test.labels)
+    if name == "SISA":  # its preparation, which further requests would share, does not count
+        prepare, shards = METHODS[name].prepare_shard, range(given.shards)
+        given.prepared = [prepare(k, dataset.train, dataset.model, split.classes, given) for k in shards]
+    started = time.perf_counter()
+    f_u = METHODS[name].unlearn(f_o, split, given)
+    if split.train.device.type == "cuda":
+        torch.cuda.synchronize()
+    return f_u, time.perf_counter() - started
+
+
+def read_samples(samples, name, progress):
+    """(x, y) on the CPU from whatever holds samples."""
+    dataset = samples.dataset if isinstance(samples, DataLoader) else samples  # a loader may shuffle
+    if isinstance(dataset, TensorDataset):
+        dataset = dataset.tensors
+    if isinstance(dataset, (tuple, list)) and len(dataset) == 2:
+        x, y = (part if isinstance(part, torch.Tensor) else torch.from_numpy(np.asarray(part)) for part in dataset)
+    else:
+        x, y = read_dataset(dataset, name, progress)
+    if y.dim() != 1 or y.is_floating_point() or y.dtype == torch.bool:
+        raise UserError(f"{name}: labels are {y.dtype} of {tuple(y.shape)}; they must be whole numbers, one a sample")
+    return x.detach().cpu(), y.cpu().long()
+
+
+def read_dataset(dataset, name, progress):
+    """All samples of a Dataset or Subset, stacked."""
+    try:
+        first = torch.as_tensor(dataset[0][0])
+    except (TypeError, IndexError, KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"{name} must be (x, y), or hold (tensor, label) for each sample ({error})")
+    size, free = first.numel() * first.element_size() * len(dataset), free_memory()
+    if size > free:
+        raise UserError(f"{name} needs {size / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free")
+    shown = {"desc": f"reading {name}, {size / 1e6:.0f} MB", "disable": None if progress else True, "leave": False}
+    batches = [batch[:2] for batch in tqdm(DataLoader(dataset, batch_size=500), **shown)]
+    return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+
+
+def free_memory():
+    """Bytes of memory that are free; infinity where the system does not say."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows, macOS
+        return float("inf")
+
+
+def check(f_o, train, test):
+    """Check the samples that `compare` was given against each other and the net; return the number of classes."""
+    for name, (x, y) in (("train", train), ("test", test)):
+        if len(x) != len(y) or not len(x):
+            raise UserError(f"{name} has {len(x)} samples and {len(y)} labels")
+        if x.is_floating_point() and not (finite := x.flatten(1).isfinite().all(1)).all():
+            raise UserError(f"{name}: sample {int((~finite).nonzero()[0])} holds nan or infinity")
+    (x, y), weight = train, next(f_o.parameters())
+    if x.is_floating_point() and x.dtype != weight.dtype:
+        raise UserError(f"train is {x.dtype} and the net's weights are {weight.dtype}: convert one of them")
+    with torch.no_grad():
+        output = f_o(Images(x[:2], y[:2]).to(weight.device).batch(torch.arange(2, device=weight.device)))[0]
+    if output.dim() != 2 or output.shape[1] < 2:
+        wanted = "it must be a logit for each of at least two classes"
+        raise UserError(f"the net's output is {tuple(output.shape)} for two samples; {wanted}")
+    classes = output.shape[1]
+    for name, (_, labels) in (("train", train), ("test", test)):
+        lowest, highest = int(labels.min()), int(labels.max())
+        if lowest < 0 or highest >= classes:
+            raise UserError(f"{name}: labels go from {lowest} to {highest}; the net has classes 0 to {classes - 1}")
+    if len(known := y.unique()) < 2:
+        raise UserError(f"all labels are {int(y[0])}: unlearning needs at least two classes")
+    if len(known) < classes:
+        absent = next(label for label in range(classes) if label not in known)
+        warnings.warn(f"class {absent} has no training sample: are the labels without gaps?", stacklevel=3)
+    if (output >= 0).all() and (output.sum(1) - 1).abs().max() < 1e-3:
+        warnings.warn("the net's outputs are positive and add up to 1: give logits, not a softmax", stacklevel=3)
+    return classes
+
+
+def chosen(forget, classes, labels):
+    """The positions to forget, from indices, a boolean mask or class labels."""
+    if (forget is None) == (classes is None):
+        raise UserError("give either forget, the samples, or classes, whose samples are all to be forgotten")
+    if classes is not None:
+        wanted = torch.as_tensor(np.atleast_1d(np.asarray(classes)), device=labels.device)
+        if absent := [int(label) for label in wanted if not (labels == label).any()]:
+            raise UserError(f"no training sample is of class {absent[0]}")
+        return torch.isin(labels, wanted).nonzero()[:, 0]
+    forget = torch.as_tensor(np.asarray(forget) if isinstance(forget, (list, tuple, range, set)) else forget)
+    if forget.dtype == torch.bool:
+        if forget.shape != labels.shape:
+            raise UserError(
+                f"the mask of what to forget is {tuple(forget.shape)}; there are {len(labels)} training samples"
+            )
+        return forget.nonzero()[:, 0]
+    if forget.is_floating_point() or forget.dim() != 1:
+        raise UserError(
+            f"forget is {forget.dtype} of {tuple(forget.shape)}; it must be whole numbers or a boolean mask"
+        )
+    return forget.long()
+
+
+def trained_references(count, dataset, seed, training, progress):
+    """So many models, each trained on a random half of the training set: [(model, positions of its half)]."""
+    found, size = [], len(dataset.train)
+    for k in range(count):
+        half = torch.randperm(size, generator=generator(seed, "reference", k))[: size // 2].to(dataset.train.device)
+        weights = derive_seed(seed, "reference weights", k)
+        model = models.build(dataset.model, len(dataset.classes), weights, half.device)
+        given = {"epochs": training["retrain_epochs"], "lr": training["lr"], "batch_size": 32, "progress": progress}
+        learn(model, dataset.train, half, **given, rng=generator(seed, "reference", k, "order"), label="reference")
+        found.append((model, half))
+    return found

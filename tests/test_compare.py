@@ -1,0 +1,258 @@
+"""Own models and data from Python: what `camu.compare` takes, refuses and returns."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+import camu
+from compare import check, chosen, read_samples
+from harness.store import UserError
+from models import Represented
+
+HIDDEN = "2"  # the layer whose output `Rows` reads its logits from
+
+
+def make_net(classes=10):
+    return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, classes))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """(x, y) of 600 training and 300 test samples, a table of numbers, and a net trained on them."""
+    x, y = load_digits(return_X_y=True)
+    x, y = torch.from_numpy(x).float() / 16, torch.from_numpy(y)
+    torch.manual_seed(0)
+    net = make_net()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    for _ in range(40):
+        for rows in torch.randperm(600).split(32):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
+            optimizer.step()
+    return net, (x[:600], y[:600]), (x[600:900], y[600:900])
+
+
+def test_all_methods_forget_a_class_of_a_table_and_are_audited(digits):
+    net, train, test = digits
+    before = [weight.clone() for weight in net.parameters()]
+    methods = ("Original", "NegGrad", "Boundary", "T-S", "SCRUB", "SISA", "Unroll", "CaMU", "Retrain")
+    given = {"layer": HIDDEN, "train": train, "test": test, "classes": [3], "build": make_net, "progress": False}
+    result = camu.compare(net, **given, methods=methods, references=2, epochs=20)
+    table = result.table
+    assert tuple(table.index) == methods and tuple(result.models) == methods
+    assert {"A_ts_f", "MIA", "RMIA_AUC", "JS_f", "churn", "gap", "ToW", "time_s"} <= set(table)
+    assert table.A_ts_f["Original"] > 90 and table.A_ts_f["CaMU"] <= 5 and table.A_ts_f["Retrain"] == 0
+    assert table.A_ts_r["CaMU"] >= 0.95 * table.A_ts_r["Original"]
+    assert np.isnan(table.gap["Retrain"]) and table.JS_f["Original"] > table.JS_f["CaMU"]
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters()))
+    assert isinstance(result.models["CaMU"], nn.Sequential) and not result.models["CaMU"].training
+    assert list(result.models["CaMU"].state_dict()) == list(net.state_dict())
+    again = camu.compare(net, **given, methods=("CaMU",), references=2, epochs=20)
+    same = [name for name in again.table if name != "time_s"]
+    assert again.table.loc["CaMU", same].equals(table.loc["CaMU", same])
+
+
+@pytest.mark.parametrize("count", [1, 33])
+def test_single_samples_are_forgotten_behind_batch_norm_too(digits, count):
+    net = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+    methods = ("NegGrad", "Boundary", "T-S", "SCRUB", "Unroll", "CaMU", "Retrain")
+    _, train, test = digits
+
+    def build(classes):
+        return nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, classes))
+
+    given = {"layer": "2", "train": train, "test": test, "forget": range(count), "build": build, "progress": False}
+    result = camu.compare(net, **given, methods=methods, epochs=1, override=("CaMU.epochs=1", "CaMU.repeats=2"))
+    assert not result.table.drop(columns="time_s").loc["CaMU"].isna().any()
+
+
+def test_a_reference_model_of_ones_own_serves_the_audit(digits):
+    net, train, test = digits
+    given = {"layer": HIDDEN, "train": train, "test": test, "forget": range(50), "progress": False}
+    result = camu.compare(net, **given, methods=("Original",), references=[(make_net(), range(300, 600))])
+    assert 0 <= result.table.RMIA_AUC["Original"] <= 100
+    with pytest.raises(UserError, match="a reference model needs fresh weights: give build"):
+        camu.compare(net, **given, methods=("Original",), references=1)
+
+
+class Rows(Dataset):
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return self.x[i], int(self.y[i])
+
+
+def test_samples_come_from_whatever_holds_them():
+    x, y = torch.rand(7, 3), torch.arange(7, dtype=torch.int32) % 3
+    ways = [(x, y), [x.numpy(), y.numpy()], (x, y.tolist()), TensorDataset(x, y), Rows(x, y)]
+    ways += [Subset(Rows(torch.cat([x, x]), torch.cat([y, y])), range(7)), DataLoader(Rows(x, y), 2, shuffle=True)]
+    for way in ways:
+        found_x, found_y = read_samples(way, "train", progress=False)
+        assert torch.equal(found_x, x) and found_y.tolist() == y.tolist() and found_y.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    "samples, message",
+    [
+        ((torch.rand(3, 2), torch.rand(3)), "train: labels are torch.float32"),
+        ((torch.rand(3, 2), torch.zeros(3, 1, dtype=int)), r"train: labels are torch.int64 of \(3, 1\)"),
+        (Rows(["a"], torch.zeros(1)), r"train must be \(x, y\), or hold \(tensor, label\)"),
+        (3, r"train must be \(x, y\), or hold"),
+    ],
+)
+def test_what_holds_no_samples_is_refused(samples, message):
+    with pytest.raises(UserError, match=message):
+        read_samples(samples, "train", progress=False)
+
+
+def test_more_than_fits_into_memory_is_refused(monkeypatch):
+    monkeypatch.setattr("compare.free_memory", lambda: 10)
+    with pytest.raises(UserError, match=r"train needs 0.0 GB of memory, and 0.0 GB are free"):
+        read_samples(Rows(torch.rand(7, 3), torch.zeros(7)), "train", progress=False)
+
+
+X, Y = torch.rand(6, 4), torch.arange(6) % 3
+
+
+@pytest.mark.parametrize(
+    "net, train, message",
+    [
+        (nn.Linear(4, 3), (X, Y[:5]), "train has 6 samples and 5 labels"),
+        (nn.Linear(4, 3), (X[:0], Y[:0]), "train has 0 samples and 0 labels"),
+        (nn.Linear(4, 3), (torch.where(X[2, 1] == X, torch.nan, X), Y), "train: sample 2 holds nan or infinity"),
+        (nn.Linear(4, 3).half(), (X, Y), "train is torch.float32 and the net's weights are torch.float16"),
+        (nn.Linear(4, 1), (X, Y), r"the net's output is \(2, 1\) for two samples"),
+        (nn.Linear(4, 3), (X, Y + 1), "train: labels go from 1 to 3; the net has classes 0 to 2"),
+        (nn.Linear(4, 3), (X, Y - 1), "train: labels go from -1 to 1"),
+        (nn.Linear(4, 3), (X, Y * 0 + 2), "all labels are 2: unlearning needs at least two classes"),
+    ],
+)
+def test_samples_that_do_not_fit_the_net_are_refused_before_any_work(net, train, message):
+    f_o = Represented(nn.Sequential(nn.Identity(), net), "0")
+    with pytest.raises(UserError, match=message):
+        check(f_o, train, (X, Y))
+
+
+@pytest.mark.parametrize(
+    "net, train, message",
+    [
+        (nn.Linear(4, 3), (X, Y * 2 % 4), "class 1 has no training sample: are the labels without gaps"),
+        (nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)), (X, Y), "give logits, not a softmax"),
+    ],
+)
+def test_what_is_odd_is_warned_of(net, train, message):
+    with pytest.warns(UserWarning, match=message):
+        assert check(Represented(nn.Sequential(nn.Identity(), net), "0"), train, (X, Y)) == 3
+
+
+LABELS = torch.tensor([0, 1, 1, 2, 0])
+
+
+@pytest.mark.parametrize(
+    "forget, classes, expected",
+    [
+        ([1, 3], None, [1, 3]),
+        (np.array([1, 3], dtype=np.uint8), None, [1, 3]),
+        (torch.tensor([3, 1], dtype=torch.int16), None, [3, 1]),
+        (torch.tensor([False, True, False, True, False]), None, [1, 3]),
+        (np.array([False, True, False, True, False]), None, [1, 3]),
+        (None, [1], [1, 2]),
+        (None, 0, [0, 4]),
+    ],
+)
+def test_what_to_forget_is_said_in_any_way(forget, classes, expected):
+    assert chosen(forget, classes, LABELS).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "forget, classes, message",
+    [
+        (None, None, "give either forget"),
+        ([1], [1], "give either forget"),
+        (None, [5], "no training sample is of class 5"),
+        (torch.ones(3, dtype=torch.bool), None, r"the mask of what to forget is \(3,\); there are 5 training samples"),
+        ([0.5], None, "forget is torch.float64"),
+        (torch.zeros(2, 2, dtype=int), None, r"forget is torch.int64 of \(2, 2\)"),
+    ],
+)
+def test_what_names_no_samples_is_refused(forget, classes, message):
+    with pytest.raises(UserError, match=message):
+        chosen(forget, classes, LABELS)
+
+
+def test_names_of_methods_and_missing_fresh_weights_are_refused_first():
+    given = {"layer": "0", "train": None, "test": None}
+    with pytest.raises(UserError, match="no method 'Scrub'; there are Retrain, Original"):
+        camu.compare(nn.Linear(2, 2), **given, methods=("Scrub",))
+    with pytest.raises(UserError, match="T-S needs fresh weights: give build"):
+        camu.compare(nn.Linear(2, 2), **given, methods=("CaMU", "T-S"))
+
+
+class Token(nn.Module):
+    """(B, 4) -> what `wrap` makes of the logits; a representation of (B, 5, 4)."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.body, self.head, self.wrap = nn.Identity(), nn.Linear(4, 3), wrap
+
+    def forward(self, x):
+        z = self.body(torch.stack([x * k for k in range(1, 6)], 1))
+        return self.wrap(self.head(z[:, 0]))
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda y: y, lambda y: (y, None), lambda y: {"logits": y}, lambda y: SimpleNamespace(logits=y, loss=None)]
+)
+def test_logits_are_found_in_what_a_forward_returns(wrap):
+    net = Token(wrap)
+    logits, z = Represented(net, "body", pool="first")(X)
+    assert torch.equal(logits, net.head(X)) and torch.equal(z, X)
+    assert torch.allclose(Represented(net, "body", pool="mean")(X)[1], 3 * X)
+    assert Represented(net, "body", pool="mean", logits=lambda output: X)(X)[0] is X
+
+
+def test_a_feature_map_is_pooled_over_its_pixels():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3))
+    x = torch.rand(5, 1, 4, 4)
+    assert torch.allclose(Represented(net, "0", pool="mean")(x)[1], net[0](x).mean((2, 3)))
+
+
+class Twice(nn.Module):
+    def __init__(self, count, output):
+        super().__init__()
+        self.body, self.head, self.count = nn.Identity(), nn.Linear(4, 3), count
+        self.body.forward = lambda x: output(x)
+
+    def forward(self, x):
+        for _ in range(self.count):
+            self.body(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize(
+    "net, pool, message",
+    [
+        (Twice(0, lambda x: x), "flatten", "layer 'body' ran 0 times in a forward pass; it must run once"),
+        (Twice(2, lambda x: x), "flatten", "layer 'body' ran 2 times"),
+        (Twice(1, lambda x: (x, x)), "flatten", "layer 'body' returns a tuple; it must return a tensor"),
+        (Twice(1, lambda x: x[:, :, None, None, None]), "first", "it must be .B, d"),
+        (Token(lambda y: {"scores": y}), "first", "the forward returns a dict: name a function that takes the logits"),
+    ],
+)
+def test_a_layer_that_gives_no_representation_is_named(net, pool, message):
+    with pytest.raises(UserError, match=message):
+        Represented(net, "body", pool=pool)(X)
+
+
+def test_an_unknown_pool_is_named():
+    with pytest.raises(UserError, match="pool 'max' is unknown; there are flatten, mean, first"):
+        Represented(nn.Sequential(nn.Identity()), "0", pool="max")
