@@ -5,6 +5,7 @@ import os
 import time
 import warnings
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -87,7 +88,7 @@ def compare(
     device, count = next(net.parameters()).device, check(f_o, *parts)
     dataset = Dataset("own", fresh, *(Images(*part).to(device) for part in parts), tuple(map(str, range(count))))
     split = whole_split(dataset.train, count, fresh).next(chosen(forget, classes, dataset.train.labels))
-    training = training_row("own", "ResNet-18", epochs, epochs) | ({"lr": lr} if lr else {})
+    training = training_row("own", "ResNet-18", SimpleNamespace(retrain_epochs=epochs, lr=lr))
     if isinstance(references, int):
         references = trained_references(references, dataset, seed, training, progress)
     else:

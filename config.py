@@ -36,6 +36,13 @@ class Config:
     """what to measure; paper is all of the others"""
     label_noise: float = 0
     """percent of the training labels to replace by wrong ones, as memorised mistakes for the audit to find"""
+    model: str = ""
+    """an architecture of your own, with fresh weights: torchvision:<name>, or <file>.py:<function of the number of
+    classes>; by default the CNN or ResNet-18"""
+    layer: str = ""
+    """with --model: the layer whose output is the representation, what the classifier's head reads"""
+    checkpoint: str = ""
+    """the trained weights, a state dict saved by torch.save, in place of pretraining"""
     data_root: str = "data"
     """where the data sets are looked for, and downloaded to"""
     results_dir: str = "runs"
@@ -64,6 +71,8 @@ class Config:
     """epochs of pretraining; by default the data set's row of TRAINING"""
     retrain_epochs: int | None = None
     """epochs of Retrain; by default the data set's row of TRAINING"""
+    lr: float | None = None
+    """learning rate of pretraining, Retrain and SISA; by default the data set's row of TRAINING"""
     time_limit: float | None = None
     """seconds after which no cell is started, or that none may pass by its last time here: the important ones first"""
     override: tuple[str, ...] = ()

@@ -116,9 +116,9 @@ def search_space(method, dataset):
     return space | (LONGER.get(method, {}) if dataset == "OptDigits" else {})
 
 
-def training_row(dataset, model, pretrain_epochs=None, retrain_epochs=None):
-    """The row of TRAINING that applies to a data set and its model, with the user's epochs where given."""
-    given = {"pretrain_epochs": pretrain_epochs, "retrain_epochs": retrain_epochs}
+def training_row(dataset, model, config=None):
+    """The row of TRAINING that applies to a data set and its model, with the user's epochs and rate where given."""
+    given = {name: getattr(config, name, None) for name in ("pretrain_epochs", "retrain_epochs", "lr")}
     family = FAMILIES.get(dataset, f"own {model}" if model == "CNN" else "own ResNet-18")
     return TRAINING[family] | {name: value for name, value in given.items() if value}
 

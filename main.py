@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from config import STUDIES, Config
+from harness.architectures import with_architecture
 from harness.cells import run_audit, run_cell, run_relearning
 from harness.datasets import load
 from harness.plan import Plan, check
@@ -24,6 +25,7 @@ def main(config):
     plans = []
     for name in config.dataset:  # section 4.1: data sets, models, baselines, and what is to be forgotten
         dataset = load(name, config.data_root, config.image_size, config.label_noise, not config.quiet)
+        dataset = with_architecture(dataset, config)
         print(describe(dataset))
         plans.append(Plan(dataset, tasks, config))
     if config.dry_run:

@@ -102,14 +102,25 @@ def logits_of(output):
 MODELS = {"CNN": CNN, "ResNet-18": ResNet18}
 
 
+def function_of(model):
+    """The function of the number of classes that builds a model: "CNN", "ResNet-18", itself, or named by the user."""
+    if callable(model):
+        return model
+    if model in MODELS:
+        return MODELS[model]
+    from harness.architectures import fresh  # which needs this module
+
+    return fresh(model)
+
+
 def build(model, classes, seed, device="cpu"):
-    """A model with fresh weights drawn from `seed` alone: "CNN", "ResNet-18", or what a function of `classes` returns.
+    """A model (see `function_of`) with fresh weights drawn from `seed` alone.
 
     It is in the channels-last layout, in which convolutions of 32 images run faster, on CPUs most of all.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = MODELS.get(model, model)(classes)
+        fresh = function_of(model)(classes)
     return fresh.to(device, memory_format=torch.channels_last)
 
 

@@ -16,6 +16,7 @@ import models
 from baselines import METHODS
 from camu import ABLATION, TERMS
 from data import derive_seed, generator, make_splits
+from harness.architectures import own_weights
 from harness.store import UserError, load_or_set_aside, load_tensors
 from harness.tasks import Task
 from hyperparameters import hyperparameters_of, settings, training_row
@@ -41,7 +42,8 @@ DETERMINING = (
     "threads",
     "batch_size",
 )
-DETERMINING += ("image_size", "pretrain_epochs", "retrain_epochs", "label_noise", "override", "trials")
+DETERMINING += ("image_size", "model", "layer", "checkpoint", "pretrain_epochs", "retrain_epochs", "lr", "label_noise")
+DETERMINING += ("override", "trials")
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,13 @@ def in_precision(spec):
 
 def pretrained_spec(dataset, fingerprint, config):
     """All that determines the pre-unlearning model."""
-    row = training_row(dataset.name, dataset.model, config.pretrain_epochs, config.retrain_epochs)
+    row = training_row(dataset.name, dataset.model, config)
     spec = {"data": fingerprint, "model": dataset.model, "epochs": row["pretrain_epochs"], "lr": row["lr"]}
-    return spec | machine_spec(config) | ({"label_noise": config.label_noise} if config.label_noise else {})
+    spec |= machine_spec(config) | ({"label_noise": config.label_noise} if config.label_noise else {})
+    if config.checkpoint:
+        spec = {k: v for k, v in spec.items() if k not in ("epochs", "lr")}
+        spec["checkpoint"] = hashlib.sha256(Path(config.checkpoint).read_bytes()).hexdigest()[:16]
+    return spec
 
 
 def cell_spec(cell, dataset, splits, pretrained, config):
@@ -102,7 +108,7 @@ def cell_spec(cell, dataset, splits, pretrained, config):
     `splits` are those of the cell's requests, `pretrained` is from `pretrained_spec`. Several requests have a list of
     hyperparameters, one entry each.
     """
-    training = training_row(dataset.name, dataset.model, config.pretrain_epochs, config.retrain_epochs)
+    training = training_row(dataset.name, dataset.model, config)
     method = "CaMU" if cell.tree == "ablation" else "Retrain" if cell.method == "Floor" else cell.method
     kinds = [split.kind for split in splits]
     rows = [hyperparameters_of(method, dataset.name, kind, training, config.override) for kind in kinds]
@@ -162,9 +168,22 @@ def pretrain(dataset, spec, partial=None, progress=False):
     rng, label = generator(seed, "pretraining"), f"{dataset.name}: pretraining"
     with in_precision(spec):
         train(model, images, everything, **given, rng=rng, label=label)
+    return {"state": models.cpu_state(model), "accuracy": accuracies(model, dataset)}
+
+
+def take_checkpoint(dataset, spec, path):
+    """The user's trained model in place of `pretrain`, which returns the same."""
+    use_machine(spec)
+    state = own_weights(path, dataset)
+    dataset = dataset.to(spec["device"])
+    model = models.restore(dataset.model, len(dataset.classes), state, spec["device"])
+    return {"state": state, "accuracy": accuracies(model, dataset)}
+
+
+def accuracies(model, dataset):
+    """In percent, on the training and the test set."""
     parts = {"train": dataset.train, "test": dataset.test}
-    found = {name: accuracy(predict(model, part), part.labels) for name, part in parts.items()}
-    return {"state": models.cpu_state(model), "accuracy": found}
+    return {name: accuracy(predict(model, part), part.labels) for name, part in parts.items()}
 
 
 def prepare_shard(shard, method, row, dataset, spec, partial=None, progress=False):

@@ -1,6 +1,7 @@
 """The cells of a run on one data set: which are finished, and what the others need."""
 
 import json
+import math
 import time
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ from camu import ABLATION
 from config import BESIDE_ABLATION, STUDIES
 from data import make_splits
 from harness import cells, store
+from harness.architectures import check_architecture
 from harness.cells import Cell
 from harness.runner import run_all
 from harness.store import UserError, load_or_set_aside, load_tensors, read_record
@@ -40,6 +42,8 @@ def check(config):
         value = min(given) if isinstance(given, tuple) else given
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} {value:g}: must be at least {least}")
+    if config.lr is not None and not 0 < config.lr < math.inf:
+        raise UserError(f"--lr {config.lr:g}: must be above 0")
     if config.time_limit is not None and config.time_limit <= 0:
         raise UserError(f"--time-limit {config.time_limit:g}: must be above 0 seconds")
     if not 0 <= config.label_noise < 100:
@@ -48,6 +52,7 @@ def check(config):
         raise UserError(f"--study {config.study} times cells on one quiet machine; run it without --cluster")
     for text in config.override:
         parse_override(text)
+    check_architecture(config)
     cells.resolve_device(config)
     if not config.dry_run:
         store.check_writable(config.results_dir)
@@ -115,8 +120,7 @@ class Plan:
 
     def shards(self, method):
         """What determines a method's preparation before any request, and its hyperparameters."""
-        epochs = self.config.pretrain_epochs, self.config.retrain_epochs
-        training = training_row(self.dataset.name, self.dataset.model, *epochs)
+        training = training_row(self.dataset.name, self.dataset.model, self.config)
         row = hyperparameters_of(method, self.dataset.name, "random", training, self.config.override)
         return self.pretrained_spec | row, row
 
@@ -166,7 +170,10 @@ class Plan:
         auditing = any("references" in self.specs[cell] for cell in todo if cell.tree == "audit")
         todo = [cell for cell in todo if cell.tree != "audit"]
         if todo and self.f_o is None:
-            self.f_o = self.make_once(cells.pretrain, {"pretrained": (self.pretrained_spec, {})})["pretrained"]
+            if self.config.checkpoint:
+                self.f_o = cells.take_checkpoint(self.dataset, self.pretrained_spec, self.config.checkpoint)
+            else:
+                self.f_o = self.make_once(cells.pretrain, {"pretrained": (self.pretrained_spec, {})})["pretrained"]
             found = {part: f"{value:.2f} % ({part})" for part, value in self.f_o["accuracy"].items()}
             print(f"{self.dataset.name}: pre-unlearning model, accuracy {', '.join(found.values())}")
         references, row = self.shards("SISA")

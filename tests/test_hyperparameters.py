@@ -3,6 +3,7 @@ import re
 
 import pytest
 
+from config import Config
 from harness.store import UserError
 from hyperparameters import FAMILIES, HYPERPARAMETERS, hyperparameters_of, parse_override, settings, training_row
 
@@ -45,8 +46,14 @@ def test_published_settings():
 
 
 def test_training_takes_the_users_epochs():
-    assert training_row("Own", "CNN", pretrain_epochs=3) == training_row("Own", "CNN") | {"pretrain_epochs": 3}
-    assert training_row("Own", "ResNet-18", 3, 7) == {"pretrain_epochs": 3, "retrain_epochs": 7, "lr": 5e-4}
+    given = Config(pretrain_epochs=3)
+    assert training_row("Own", "CNN", given) == training_row("Own", "CNN") | {"pretrain_epochs": 3}
+    given = Config(pretrain_epochs=3, retrain_epochs=7, lr=0.1)
+    assert training_row("Own", "torchvision:resnet50@avgpool", given) == {
+        "pretrain_epochs": 3,
+        "retrain_epochs": 7,
+        "lr": 0.1,
+    }
 
 
 def test_the_closest_row_applies():

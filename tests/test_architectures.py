@@ -1,0 +1,137 @@
+"""Architectures and checkpoints of one's own on the command line."""
+
+import json
+
+import pytest
+import torch
+from conftest import write_tree
+from torch import nn
+
+import models
+from config import Config
+from harness.architectures import check_architecture, own_weights, with_architecture
+from harness.cells import load_model, pretrained_spec
+from harness.datasets import load
+from harness.store import UserError
+
+SOURCE = """
+from torch import nn
+
+def build(classes):
+    body = nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 32)
+    return nn.Sequential(*body, nn.ReLU(), nn.Linear(32, classes))
+
+def gray(classes):
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+
+def two(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 2))
+
+def broken(classes):
+    raise ValueError("no such net")
+"""
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """A folder of photos, and a net beside it; the current folder is theirs."""
+    write_tree(tmp_path, "Photos", sizes=((40, 40), (50, 33)), per_class=12)
+    (tmp_path / "my_net.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    return load("Photos", tmp_path)
+
+
+def config(**changes):
+    return Config(dataset=("Photos",), **{"model": "my_net.py:build", "layer": "5"} | changes)
+
+
+def test_a_net_of_a_file_or_of_torchvision_is_built_from_its_name_alone(photos):
+    dataset = with_architecture(photos, config())
+    built = [models.build(dataset.model, 3, seed) for seed in (0, 0, 1)]
+    weights = [model.state_dict()["model.4.weight"] for model in built]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    logits, z = built[0](dataset.train.batch(torch.arange(2)))
+    assert logits.shape == (2, 3) and z.shape == (2, 32)
+    dataset = with_architecture(photos, config(model="torchvision:mobilenet_v3_small", layer="avgpool"))
+    assert models.build(dataset.model, 3, 0).eval()(dataset.train.batch(torch.arange(2)))[1].shape == (2, 576)
+
+
+def test_another_source_is_another_model(photos, tmp_path):
+    before = with_architecture(photos, config()).model
+    assert with_architecture(photos, config()).model == before
+    (tmp_path / "my_net.py").write_text(SOURCE.replace("stride=4", "stride=3"))
+    assert with_architecture(photos, config()).model != before
+    assert with_architecture(photos, Config()) is photos
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"layer": ""}, "--model and --layer belong together"),
+        ({"model": ""}, "--model and --layer belong together"),
+        ({"model": "my_net.py:nope"}, "--model my_net.py:nope: AttributeError"),
+        ({"model": "other.py:build"}, "write torchvision:<name>, or <file>.py:<function> for a file that is there"),
+        ({"model": "resnet50"}, "write torchvision:<name>, or"),
+        ({"model": "torchvision:resnet51"}, "torchvision has no such classifier"),
+        ({"checkpoint": "nowhere.pt"}, "--checkpoint nowhere.pt: there is no such file"),
+    ],
+)
+def test_what_is_wrong_is_said_before_data_are_read(photos, changes, message):
+    with pytest.raises(UserError, match=message):
+        check_architecture(config(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"layer": "9"}, "the model has no layer '9'; its layers are 0, 1"),
+        ({"model": "my_net.py:gray", "layer": "0"}, r"does not take images of \(3, 64, 64\): .*channels"),
+        ({"model": "my_net.py:two", "layer": "0"}, r"gives \(2, 2\) for 2 images of 3 classes"),
+    ],
+)
+def test_a_net_that_does_not_fit_the_images_is_refused(photos, changes, message):
+    with pytest.raises(UserError, match=message):
+        with_architecture(photos, config(**changes))
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_checkpoint_is_taken_as_people_save_them(photos, wrap, prefix):
+    dataset = with_architecture(photos, config())
+    net = models.build(dataset.model, 3, seed=5).model
+    torch.save(wrap({prefix + name: value for name, value in net.state_dict().items()}), "weights.pt")
+    found = own_weights("weights.pt", dataset)
+    assert all(torch.equal(found[f"model.{name}"], value) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (nn.Linear(3, 2).state_dict(), "does not fit --model .*Missing key"),
+        ([1, 2], "holds no state dict"),
+        ({"a": 1}, "holds no state dict"),
+        (nn.Linear(3, 2), "cannot be read: .*; save a state dict with torch.save"),
+    ],
+)
+def test_a_checkpoint_that_is_none_of_the_model_is_refused(photos, content, message):
+    torch.save(content, "weights.pt")
+    with pytest.raises(UserError, match=message):
+        own_weights("weights.pt", with_architecture(photos, config()))
+
+
+@pytest.mark.slow
+def test_all_methods_run_from_an_own_checkpoint_of_an_own_net(photos, run_main, tmp_path):
+    dataset = with_architecture(photos, config())
+    torch.save(models.build(dataset.model, 3, seed=5).model.state_dict(), "weights.pt")
+    options = ["--dataset", "Photos", "--data-root", ".", "--model", "my_net.py:build", "--layer", "5", "--quiet"]
+    options += ["--checkpoint", "weights.pt", "--tasks", "class0", "--retrain-epochs", "2", "--save-models"]
+    run_main(*options)
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("results/cells/Photos/class0/*/*.json")]
+    assert len(records) == 9
+    checkpoint = {record["config"]["pretrained"] for record in records}
+    f_o = {record["f_o"]["digest"] for record in records}
+    assert len(checkpoint) == len(f_o) == 1
+    model = load_model("checkpoints/unlearned/Photos/class0/CaMU/seed0.pt")
+    assert model(dataset.train.batch(torch.arange(2)))[0].shape == (2, 3)
+    given = config(checkpoint="weights.pt")
+    assert "epochs" not in pretrained_spec(dataset, "x", given) and "epochs" in pretrained_spec(dataset, "x", config())
