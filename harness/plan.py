@@ -198,17 +198,18 @@ class Plan:
         """
         paths = {name: self.checkpoint_path(name, spec) for name, (spec, _) in wanted.items()}
         partials = {name: path.with_suffix(".partial.pt") for name, path in paths.items()}
-        made = {name: load_or_set_aside(path, load_tensors) or self.committed(path) for name, path in paths.items()}
 
         def arguments(name):
             spec, more = wanted[name]
             return {"spec": spec, "dataset": self.dataset, "partial": partials[name], **more}
 
-        calls = {name: partial(arguments, name) for name in wanted if made[name] is None}
-        for name, checkpoint in run_all(function, calls, self.config, f"{self.dataset.name}: preparing"):
-            made[name] = checkpoint
-            store.save_tensors(paths[name], checkpoint)
-            cells.remove_partial(partials[name])
+        with store.locked(next(iter(paths.values())).parent):  # another run that needs them waits until they are there
+            made = {name: load_or_set_aside(path, load_tensors) or self.committed(path) for name, path in paths.items()}
+            calls = {name: partial(arguments, name) for name in wanted if made[name] is None}
+            for name, checkpoint in run_all(function, calls, self.config, f"{self.dataset.name}: preparing"):
+                made[name] = checkpoint
+                store.save_tensors(paths[name], checkpoint)
+                cells.remove_partial(partials[name])
         return made
 
     def committed(self, path):
@@ -250,15 +251,26 @@ class Plan:
     def keep(self, cell, result):
         """Save what a cell's call returned."""
         record, stored, outputs = result if isinstance(result, tuple) else (result, None, None)
-        if outputs and cell.tree in ("cells", "ablation") and replace(cell, tree="audit") in self.specs:
-            store.save_tensors(self.outputs_path(cell), {"requests": outputs})
         if cell not in self.records:
             start = {"f_o": self.f_o_known()} if cell.tree not in ("audit", "relearn") else {}
-            self.records[cell] = record | start | self.provenance
-            store.save_atomically(cell.path(self.config), (json.dumps(self.records[cell], indent=1) + "\n").encode())
+            record |= start | self.provenance
+            with store.locked(Path(self.config.results_dir)):
+                self.look_again(cell)
+                store.save_atomically(cell.path(self.config), (json.dumps(record, indent=1) + "\n").encode())
+            self.records[cell] = record
+        if outputs and cell.tree in ("cells", "ablation") and replace(cell, tree="audit") in self.specs:
+            store.save_tensors(self.outputs_path(cell), {"requests": outputs})
         if self.needs_model(cell):
             store.save_tensors(cell.model_path(self.config), stored)
         cells.remove_partial(self.partial_path(cell))
+
+    def look_again(self, cell):
+        """Refuse to replace what another run, with another configuration, has saved in the meantime."""
+        if not self.config.overwrite and cell.tree != "audit":
+            record = load_or_set_aside(cell.path(self.config), read_record)
+            if record is not None and record["config"] != self.specs[cell]:
+                self.unlike = {cell: differences(record["config"], self.specs[cell])}
+                self.refuse_unlike()
 
     def f_o_known(self):
         """What a record says of the pre-unlearning model: the digest of its weights, and its accuracies in percent."""

@@ -1,7 +1,11 @@
 """Running many pure functions: one after another, side by side on this machine, or on a Ray cluster."""
 
+import ctypes
 import itertools
+import os
+import signal
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 
 import joblib
@@ -9,6 +13,7 @@ from tqdm import tqdm
 
 from harness.store import PORTABLE, UserError
 
+PR_SET_PDEATHSIG = 1  # of Linux' prctl: the signal that a process gets when its parent dies
 SHARED = ("dataset", "f_o_state", "prepared")  # arguments of many calls, sent to a cluster once
 
 
@@ -37,7 +42,8 @@ def one_by_one(function, calls, config, bar):
 def side_by_side(function, calls, config, bar):
     parallel = joblib.Parallel(config.jobs, return_as="generator_unordered", pre_dispatch=config.jobs)
     try:
-        yield from parallel(joblib.delayed(named)(p, function, **arguments()) for p, arguments in calls)
+        run, parent = joblib.delayed(named_beside), os.getpid()
+        yield from parallel(run(parent, p, function, **arguments()) for p, arguments in calls)
     except BrokenProcessPool:
         message = f"one of the {config.jobs} processes was ended from outside, as happens when memory runs out"
         raise UserError(f"{message}; the same command, with fewer --jobs, continues with what is not finished")
@@ -45,6 +51,15 @@ def side_by_side(function, calls, config, bar):
 
 def named(purpose, function, **arguments):
     return purpose, function(**arguments)
+
+
+def named_beside(parent, purpose, function, **arguments):
+    """`named`, in a process that ends with the one that asked for it."""
+    with suppress(OSError, AttributeError):  # Linux alone has this
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return named(purpose, function, **arguments)
 
 
 def on_cluster(function, calls, config, bar):

@@ -4,14 +4,17 @@ import hashlib
 import io
 import json
 import os
+import signal
 import sys
 import tempfile
 import warnings
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import tyro
+from filelock import FileLock
 
 # What selects the same kernels on every x86 processor with AVX2.
 PORTABLE = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
@@ -25,7 +28,7 @@ def run_script(function, settings, description):
     """Call a script's main function with its settings, a dataclass, from the command line.
 
     A UserError, or a default that was edited to a value its field cannot have, ends the script with one line and exit
-    status 2. Ctrl-C ends it with one line and status 130.
+    status 2. Ctrl-C ends it with one line and status 130, SIGTERM with status 143.
     """
     try:
         with warnings.catch_warnings(action="error", category=UserWarning):
@@ -33,13 +36,22 @@ def run_script(function, settings, description):
         if getattr(chosen, "kernels", "native") == "portable" and not os.environ.items() >= PORTABLE.items():
             os.environ.update(PORTABLE)
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # they are read when torch is imported
+        signal.signal(signal.SIGTERM, terminate)
         function(chosen)
     except (UserError, UserWarning) as error:
         print("error:", str(error).partition(" We'll try")[0], file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except BrokenPipeError:  # the output's reader, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except KeyboardInterrupt as stopped:
         print("\ninterrupted; the same command continues with what is not finished", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(143 if stopped.args else 130)
+
+
+def terminate(number, frame):
+    """SIGTERM ends a script as Ctrl-C does, with status 143."""
+    raise KeyboardInterrupt(number)
 
 
 def check_writable(folder):
@@ -48,6 +60,17 @@ def check_writable(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, buffering=0) as probe:  # its own name: runs may start together
             probe.write(bytes(4096))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to: {error.strerror}")
+
+
+@contextmanager
+def locked(folder):
+    """Let one process at a time work on what a folder holds; the lock of one that has died is free."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            yield
     except OSError as error:
         raise UserError(f"{folder} cannot be written to: {error.strerror}")
 

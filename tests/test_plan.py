@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -171,6 +173,25 @@ def test_a_model_that_came_with_the_repository_is_not_trained_again(make_plan, m
     assert len(make_plan.made) == 1
 
 
+def test_what_another_run_has_saved_in_the_meantime_is_not_replaced(make_plan):
+    ours, theirs = make_plan(methods=("CaMU",)), make_plan(methods=("CaMU",), override=("CaMU.epochs=7",))
+    finish(theirs, cell("CaMU"))
+    saved = cell("CaMU").path(ours.config).read_bytes()
+    with pytest.raises(UserError, match=r"made with another configuration \(epochs: 7 -> .*use --overwrite"):
+        finish(ours, cell("CaMU"))
+    assert cell("CaMU").path(ours.config).read_bytes() == saved
+    finish(make_plan(methods=("CaMU",), overwrite=True), cell("CaMU"))
+    assert cell("CaMU").path(ours.config).read_bytes() != saved
+
+
+def test_runs_side_by_side_make_a_checkpoint_once(make_plan, monkeypatch):
+    plans, pretrain = [make_plan(methods=("Retrain",)) for _ in range(2)], cells.pretrain
+    monkeypatch.setattr(cells, "pretrain", lambda **given: time.sleep(0.3) or pretrain(**given))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(Plan.prepare, plans))
+    assert len(make_plan.made) == 1 and all(plan.f_o["accuracy"]["test"] == 98 for plan in plans)
+
+
 def test_a_damaged_cell_is_made_again(make_plan, capsys):
     finish(plan := make_plan(methods=("Retrain",)))
     cell().path(plan.config).write_text("{")
@@ -235,7 +256,7 @@ def test_checkpoints_are_made_once_for_what_is_not_finished(make_plan, capsys):
     assert "model, accuracy 99.79 % (train), 98.00 % (test)" in capsys.readouterr().out
     assert plan.prepared == {"SISA": [[{"shard": 0}], [{"shard": 1}]]} and len(make_plan.made) == 4
     folder = make_plan.made[0].parent
-    names = sorted(path.name.rpartition("-")[0] for path in folder.iterdir())
+    names = sorted(path.name.rpartition("-")[0] for path in folder.glob("*.pt"))
     assert names == ["SISA-shard0", "SISA-shard1", "pretrained", "references"]  # and no partial state
 
     make_plan(methods=("Retrain", "SISA"), seeds=(1,)).prepare()

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -65,7 +67,7 @@ def test_any_number_of_jobs_gives_the_same_results(config, tmp_path):
     main.main(config)
     main.main(parallel := elsewhere(config, tmp_path / "two", jobs=2))
     assert results(tmp_path / "two/runs") == results(tmp_path / "results")
-    kept = {path.name.rpartition("-")[0] for path in (tmp_path / "two/checkpoints/Toy").iterdir()}
+    kept = {path.name.rpartition("-")[0] for path in (tmp_path / "two/checkpoints/Toy").glob("*.pt")}
     assert kept == {"pretrained", "SISA-shard0", "SISA-shard1", "references"}
     assert {record["conditions"]["jobs"] for record in records(tmp_path / "two").values()} == {2}
     calls = {i: lambda i=i: {"value": i} for i in range(3)}
@@ -224,3 +226,54 @@ def test_no_ray_and_no_cluster_are_said(small_config, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install -r requirements-ray\.txt"):
         list(run_all(double, calls, config, "x"))
+
+
+def children(pid):
+    """The processes that one has started, from /proc."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(path.parent.name))
+    return found
+
+
+def alive(pid):
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux has /proc")
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
+def test_no_process_outlives_a_run_that_is_ended_from_outside(tmp_path, number, status):
+    options = [
+        "--jobs",
+        "2",
+        "--methods",
+        "Boundary",
+        "--seeds",
+        *map(str, range(300)),
+        "--pretrain-epochs",
+        "1",
+        "--quiet",
+    ]
+    command = [sys.executable, str(ROOT / "main.py"), *options]
+    given = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **given) as running:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("runs/cells/*/*/*/seed*.json")) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        workers = children(running.pid)
+        assert len(workers) >= 2
+        running.send_signal(number)
+        running.wait(30)
+        said = running.stderr.read() if number == signal.SIGTERM else ""
+    assert running.returncode == status
+    if number == signal.SIGTERM:
+        assert "interrupted; the same command continues with what is not finished" in said and "Traceback" not in said
+    end = time.monotonic() + 10
+    while any(map(alive, workers)) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not any(map(alive, workers))

@@ -150,6 +150,14 @@ def test_a_script_ends_with_an_error_that_users_can_mend_in_one_line(monkeypatch
     assert (ended.value.code, capsys.readouterr().err) == (status, line)
 
 
+def test_a_reader_that_has_gone_ends_a_script_without_a_word():
+    given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, str(ROOT / "report.py"), "--help"], **given) as running:
+        running.stdout.close()
+        assert running.stderr.read() == ""
+    assert running.returncode == 141
+
+
 def test_a_script_gets_its_settings_from_the_command_line_and_shows_other_errors_in_full(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["script.py", "--device", "cuda"])
     run_script(print, Settings, "what it does")
