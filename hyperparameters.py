@@ -41,6 +41,8 @@ HYPERPARAMETERS = {
         SEARCHED: NEGGRAD | {"lr": ("log", 2e-5, 4e-4), "a": ("choice", 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)},
         ("OptDigits", "random"): NEGGRAD_LONGER | {"lr": 1.6e-4, "a": 0.99},
         ("OptDigits", "class"): NEGGRAD_LONGER | {"lr": 1.5e-4, "a": 0.995},
+        ("Digit", "random"): NEGGRAD | {"lr": 1.2e-4, "a": 0.8},
+        ("Digit", "class"): NEGGRAD | {"lr": 5.5e-5, "a": 0.995},
         ("CIFAR", ANY): {"optimizer": "SGD", "weight_decay": 0.0, "epochs": 5, "lr": 0.01, "a": 0.9999, "stop": 0},
         (ANY, "random"): NEGGRAD_LONGER | {"lr": 1e-4, "a": 0.9},
         (ANY, "class"): NEGGRAD_LONGER | {"lr": 1e-4, "a": 0.99},
@@ -50,6 +52,8 @@ HYPERPARAMETERS = {
         SEARCHED: {"epochs": ("int", 1, 10), "lr": ("log", 1e-6, 3e-3)},
         ("OptDigits", "random"): {"epochs": 3, "lr": 1.2e-4},
         ("OptDigits", "class"): {"epochs": 10, "lr": 8.7e-5},
+        ("Digit", "random"): {"epochs": 3, "lr": 1.4e-6},
+        ("Digit", "class"): {"epochs": 6, "lr": 4.4e-4},
         ("CIFAR", ANY): {"epochs": 10, "lr": 1e-5},
         (ANY, "class"): {"epochs": 10, "lr": 1e-4},
         (ANY, ANY): {"epochs": 5, "lr": 1e-5},
@@ -58,6 +62,8 @@ HYPERPARAMETERS = {
         SEARCHED: {"epochs": ("int", 1, 3), "lr": ("log", 1e-5, 3e-3), "remain_fraction": 0.3},
         ("OptDigits", "random"): {"epochs": 3, "lr": 8.8e-4, "remain_fraction": 0.3},
         ("OptDigits", "class"): {"epochs": 3, "lr": 5.3e-4, "remain_fraction": 0.3},
+        ("Digit", "random"): {"epochs": 3, "lr": 2.7e-4, "remain_fraction": 0.3},
+        ("Digit", "class"): {"epochs": 3, "lr": 1e-3, "remain_fraction": 0.3},
         (ANY, ANY): {"epochs": 1, "lr": 1e-4, "remain_fraction": 0.3},  # as published
     },
     "SCRUB": {
@@ -68,6 +74,10 @@ HYPERPARAMETERS = {
         | {"msteps": 4, "lr": 1.7e-3, "alpha": 1.2e-3, "temperature": 4.0, "forget_batch_size": 128},
         ("OptDigits", "class"): SCRUB_LONGER
         | {"msteps": 2, "lr": 3e-4, "alpha": 3.1e-3, "temperature": 4.0, "forget_batch_size": 32},
+        ("Digit", "random"): SCRUB
+        | {"msteps": 4, "lr": 3.3e-4, "alpha": 3.9e-3, "temperature": 4.0, "forget_batch_size": 512},
+        ("Digit", "class"): SCRUB
+        | {"msteps": 2, "lr": 1e-4, "alpha": 0.11, "temperature": 4.0, "forget_batch_size": 256},
         ("CIFAR", ANY): {
             "optimizer": "SGD",
             "weight_decay": 5e-4,
@@ -88,6 +98,8 @@ HYPERPARAMETERS = {
         SEARCHED: UNROLL | {"epochs": ("int", 1, 3), "lr": ("log", 1e-4, 1e-2)},
         ("OptDigits", "random"): UNROLL | {"epochs": 1, "lr": 3e-3},
         ("OptDigits", "class"): UNROLL | {"epochs": 1, "lr": 3.1e-3},
+        ("Digit", "random"): UNROLL | {"epochs": 1, "lr": 1.2e-3},
+        ("Digit", "class"): UNROLL | {"epochs": 3, "lr": 8.2e-4},
         ("CIFAR", ANY): UNROLL | {"epochs": 1, "lr": None},
         (ANY, ANY): UNROLL | {"epochs": 1, "lr": 1e-3},
     },
