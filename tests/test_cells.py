@@ -26,6 +26,7 @@ from metrics import accuracy, predict
 STUDIES = {
     "": {},
     "retrain-10-epochs": {"retrain_epochs": 10},
+    "label-noise": {"label_noise": 20.0, "pretrain_epochs": 60, "retrain_epochs": 60},
     "longer-T-S": {"override": ("T-S.epochs=10", "T-S.lr=1e-3")},
     "other-pretraining/9-epochs": {"pretrain_epochs": 9},
     "other-pretraining/11-epochs": {"pretrain_epochs": 11},
@@ -46,7 +47,7 @@ def committed(study, on_gpu=False):
 
 @pytest.fixture(scope="module")
 def load_once(real_data):
-    return cache(lambda name: (dataset := load(name, real_data), dataset.fingerprint()))
+    return cache(lambda name, noise: (dataset := load(name, real_data, None, noise), dataset.fingerprint()))
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -54,7 +55,7 @@ def test_committed_cells_are_still_of_the_same_configuration(study, load_once):
     cells = committed(study)
     assert len(cells) == 262 if study == "" else cells
     for tree, record in cells:
-        dataset, fingerprint = load_once(record["dataset"])
+        dataset, fingerprint = load_once(record["dataset"], STUDIES[study].get("label_noise", 0))
         made = record["config"]
         options = {"threads": made["threads"], "kernels": made.get("kernels", "native"), "device": "cpu"}
         options |= STUDIES[study]
