@@ -162,7 +162,7 @@ class Teacher:
 
 def __getattr__(name):
     if name == "compare":  # it needs all methods, and they need this module
-        from compare import compare
+        from harness.compare import compare
 
         return compare
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -67,12 +67,16 @@ def check_writable(folder):
 @contextmanager
 def locked(folder):
     """Let one process at a time work on what a folder holds; the lock of one that has died is free."""
+    lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
-            yield
+        lock.acquire()
     except OSError as error:
         raise UserError(f"{folder} cannot be written to: {error.strerror}")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def save_atomically(path, content):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 import camu
-from compare import check, chosen, read_samples
+from harness.compare import check, chosen, read_samples
 from harness.store import UserError
 from models import Represented
 
@@ -115,7 +115,7 @@ def test_what_holds_no_samples_is_refused(samples, message):
 
 
 def test_more_than_fits_into_memory_is_refused(monkeypatch):
-    monkeypatch.setattr("compare.free_memory", lambda: 10)
+    monkeypatch.setattr("harness.compare.free_memory", lambda: 10)
     with pytest.raises(UserError, match=r"train needs 0.0 GB of memory, and 0.0 GB are free"):
         read_samples(Rows(torch.rand(7, 3), torch.zeros(7)), "train", progress=False)
 

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import time
 import warnings
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -16,9 +15,10 @@ from tqdm import tqdm
 import models
 from baselines import METHODS
 from data import Dataset, Images, derive_seed, generator, whole_split
+from harness.cells import test_accuracy, timed
 from harness.store import UserError
 from hyperparameters import hyperparameters_of, settings, training_row
-from metrics import METRICS, accuracy, audit, evaluate, gap, predict, reference_probabilities, tug_of_war
+from metrics import METRICS, audit, evaluate, gap, reference_probabilities, tug_of_war
 from training import train as learn
 
 FRESH = ("Retrain", "T-S", "SISA")  # the methods that need fresh weights
@@ -71,9 +71,8 @@ def compare(
     UserError
         Says in one line what does not fit, before any work.
     """
-    known = list(METHODS)
-    if unknown := [name for name in methods if name not in known]:
-        raise UserError(f"no method {unknown[0]!r}; there are {', '.join(known)}")
+    if unknown := [name for name in methods if name not in METHODS]:
+        raise UserError(f"no method {unknown[0]!r}; there are {', '.join(METHODS)}")
     needing = [name for name in methods if name in FRESH] + (
         ["a reference model"] if isinstance(references, int) else []
     )
@@ -114,15 +113,11 @@ def compare(
 def run(name, f_o, split, dataset, given):
     """The model that a method returns, and the seconds it took."""
     if getattr(given, "stop", 0):
-        given.test_accuracy = accuracy(predict(f_o, dataset.test), dataset.test.labels)
+        given.test_accuracy = test_accuracy(f_o, dataset, split)
     if name == "SISA":  # its preparation, which further requests would share, does not count
         prepare, shards = METHODS[name].prepare_shard, range(given.shards)
         given.prepared = [prepare(k, dataset.train, dataset.model, split.classes, given) for k in shards]
-    started = time.perf_counter()
-    f_u = METHODS[name].unlearn(f_o, split, given)
-    if split.train.device.type == "cuda":
-        torch.cuda.synchronize()
-    return f_u, time.perf_counter() - started
+    return timed(METHODS[name].unlearn, f_o, split, given)
 
 
 def read_samples(samples, name, progress):
