@@ -6,7 +6,7 @@
    on ResNet-18.
 2. Training steps of both models: images/s, eager and captured, in float32 and bf16, and the share of the card's own
    matrix-product rate that they reach. Then the CNN in --jobs processes at once, images/s in all: they take turns
-   unless CUDA's multi-process service runs (`nvidia-cuda-mps-control -d`).
+   unless CUDA's multi-process service runs (`nvidia-cuda-mps-control -d`; --mps says so in the results).
 3. The first run: all methods on OptDigits, with the audit.
 4. With --dataset: as many cells of that run as fit into --time-limit seconds, the important ones first.
 
@@ -16,7 +16,6 @@ the repository, its requirements and the data. Without a GPU it runs on the CPU,
 
 import json
 import multiprocessing
-import os
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -37,7 +36,6 @@ from harness.store import check_writable, run_script
 from hyperparameters import hyperparameters_of, settings, training_row
 from training import train
 
-MPS = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")).exists()
 STEPS = 50  # at least, of the epoch that captured and eager runs are compared after
 
 
@@ -57,6 +55,8 @@ class Arguments:
     """images of ResNet-18's epoch that is timed, and of the CNN's twenty"""
     jobs: int = 8
     """processes that train the CNN at once"""
+    mps: bool = False
+    """say in the results that CUDA's multi-process service runs"""
 
 
 def main(arguments):
@@ -78,8 +78,8 @@ def main(arguments):
         for precision in ("float32", "bf16"):
             for line in rates(name, images, precision):
                 tell(what="training", model=name, precision=precision, **line)
-    together = side_by_side(arguments.jobs, arguments.images)
-    tell(what="training side by side", model="CNN", processes=arguments.jobs, mps=MPS, images_per_s=round(together))
+    rate, beside = side_by_side(arguments.jobs, arguments.images), {"processes": arguments.jobs, "mps": arguments.mps}
+    tell(what="training side by side", model="CNN", **beside, images_per_s=round(rate))
     folders = {"results_dir": str(out / "cells"), "checkpoints_dir": str(out / "checkpoints"), "quiet": True}
     tell(what="first run", seconds=seconds(lambda: program.main(Config(**folders))))
     if arguments.dataset:

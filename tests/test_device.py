@@ -18,7 +18,7 @@ def test_it_measures_everything_and_writes_each_line_at_once(tmp_path, monkeypat
     monkeypatch.setattr(device, "METHODS", {name: METHODS[name] for name in ("Retrain", "CaMU", "SISA")})
     monkeypatch.setattr(device.program, "main", runs.append)
     monkeypatch.setattr(device, "cases", lambda *given, every=device.cases: {"CNN": every(*given)["CNN"]})
-    device.main(device.Arguments(out=str(tmp_path), dataset="Digit", time_limit=5, images=288, jobs=2))
+    device.main(device.Arguments(out=str(tmp_path), dataset="Digit", time_limit=5, images=288, jobs=2, mps=True))
     lines = [json.loads(line) for line in (tmp_path / "device.jsonl").read_text().splitlines()]
     assert capsys.readouterr().out.splitlines() == [json.dumps(line) for line in lines]
     same = [line for line in lines if line.get("what") == "captured equals eager"]
@@ -29,7 +29,7 @@ def test_it_measures_everything_and_writes_each_line_at_once(tmp_path, monkeypat
     ]
     assert all(line["images_per_s"] > 0 and line["share_of_peak"] > 0 for line in rates)
     (together,) = [line for line in lines if line.get("what") == "training side by side"]
-    assert together["processes"] == 2 and together["images_per_s"] > 0
+    assert together["processes"] == 2 and together["mps"] and together["images_per_s"] > 0
     assert [(config.dataset, config.time_limit) for config in runs] == [(("OptDigits",), None), (("Digit",), 5)]
 
 
