@@ -4,15 +4,17 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 import models
+from audit import audit, reference_probabilities
 from baselines import METHODS
 from camu import ABLATION, TERMS
 from data import derive_seed, generator, make_splits
@@ -20,7 +22,7 @@ from harness.architectures import own_weights
 from harness.store import UserError, load_or_set_aside, load_tensors
 from harness.tasks import Task
 from hyperparameters import hyperparameters_of, settings, training_row
-from metrics import accuracy, audit, evaluate, predict, reference_probabilities, relearn
+from metrics import accuracy, evaluate, predict, relearn
 from training import train
 
 PRETRAINING_SEED = 0  # one pre-unlearning model (and one set of SISA shards) per data set, for every task and seed
@@ -67,14 +69,31 @@ class Cell:
         return folder / f"seed{self.seed}.pt"
 
 
+def choose_gpu(config):
+    """Let this process, and those it starts, see only the GPU that --device cuda:<number> names; then it is "cuda"."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", config.device):
+        raise UserError(f"--device {config.device}: must be auto, cpu, cuda, cuda:<number> or mps")
+    name, _, number = config.device.partition(":")
+    if number and config.cluster:
+        raise UserError(f"--device {config.device}: on a cluster Ray chooses the GPU; write --device cuda")
+    if number:  # CUDA reads this when it is first asked
+        visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+        if visible and int(number) >= len(visible):
+            raise UserError(f"--device {config.device}: CUDA_VISIBLE_DEVICES names {len(visible)} GPUs, from 0")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[int(number)] if visible else number
+    return replace(config, device=name)
+
+
 def resolve_device(config):
-    """ "cpu" or "cuda" as --device asks, a UserError without CUDA; on a cluster the workers' devices count."""
+    """ "cpu", "cuda" or "mps" as --device asks; a UserError if it is not there. On a cluster the workers' counts."""
     available = config.gpus_per_cell > 0 if config.cluster else torch.cuda.is_available()
     if config.device == "cuda" and not available:
         if config.cluster:
             raise UserError("--device cuda with --cluster needs --gpus-per-cell above 0")
-        raise UserError("--device cuda: torch finds no CUDA device here; use --device auto or cpu")
-    return "cuda" if config.device != "cpu" and available else "cpu"
+        raise UserError("--device cuda: torch finds no such CUDA device here; use --device auto or cpu")
+    if config.device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps: torch finds no Apple GPU here; use --device auto or cpu")
+    return "mps" if config.device == "mps" else "cuda" if config.device != "cpu" and available else "cpu"
 
 
 def machine_spec(config):
@@ -197,7 +216,7 @@ def prepare_shard(shard, method, row, dataset, spec, partial=None, progress=Fals
 
 
 def audit_references(dataset, spec, row, prepared, partial=None, progress=False):
-    """What SISA's models before any request give the label of samples that they have not seen: for `metrics.audit`."""
+    """What SISA's models before any request give the label of samples that they have not seen: for `audit.audit`."""
     use_machine(spec)
     dataset = dataset.to(spec["device"])
     shards = METHODS["SISA"].shard_slices(len(dataset.train), row["shards"], 1)
@@ -232,12 +251,13 @@ def run_cell(cell, spec, dataset, f_o_state, prepared=None, partial=None, progre
         chosen = settings(row, seed=request_seed(cell, number), partial=state, test_accuracy=known, **given)
         with in_precision(spec):
             f, seconds = timed(METHODS[spec["method"]].unlearn, f, split, chosen)
-        metrics, found = evaluate(f, dataset, split.so_far(), cell.seed, spec["threads"])
-        requests.append({"metrics": metrics, "time_s": seconds})
+        so_far = split.so_far()
+        metrics, found = evaluate(f, dataset, so_far, cell.seed, spec["threads"])
+        requests.append({"metrics": metrics, "forgotten": len(so_far.forget), "time_s": seconds})
         outputs.append(found)
 
     total = sum(request["time_s"] for request in requests)
-    record = {**names(cell), "metrics": metrics, "time_s": total, "config": spec, **circumstances(spec, jobs)}
+    record = {**names(cell), **requests[-1], "time_s": total, "config": spec, **circumstances(spec, jobs)}
     record |= {"requests": requests} if len(requests) > 1 else {}
     members = len(f.members) if isinstance(f, models.Ensemble) else 0
     stored = {"model": dataset.model, "classes": len(dataset.classes), "members": members, "config": spec}
@@ -260,8 +280,8 @@ def timed(unlearn, f, split, chosen):
     """The unlearned model, and the seconds that it took, those before an interruption included."""
     earlier, started = seconds_before(chosen.partial), time.perf_counter()
     f_u = unlearn(f, split, chosen)
-    if split.train.device.type == "cuda":
-        torch.cuda.synchronize()
+    if split.train.device.type != "cpu":
+        torch.accelerator.synchronize()
     return f_u, earlier + time.perf_counter() - started
 
 

@@ -53,6 +53,7 @@ def check(config):
     for text in config.override:
         parse_override(text)
     check_architecture(config)
+    config = cells.choose_gpu(config)
     cells.resolve_device(config)
     if not config.dry_run:
         store.check_writable(config.results_dir)

@@ -55,7 +55,7 @@ def named(purpose, function, **arguments):
 
 def named_beside(parent, purpose, function, **arguments):
     """`named`, in a process that ends with the one that asked for it."""
-    with suppress(OSError, AttributeError):  # Linux alone has this
+    with suppress(OSError, AttributeError, TypeError):  # Linux alone has this
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
