@@ -15,7 +15,7 @@ from harness.plan import Plan, check
 from harness.runner import run_all
 from harness.store import run_script
 from harness.tasks import parse_tasks
-from reporting.summary import frame, rows_of, summarise
+from reporting.summary import frame, rows_of, summarise, write_csv
 from reporting.tables import terminal_table
 
 
@@ -39,7 +39,8 @@ def main(config):
             run(plan, tree, config, started)
         for task in tasks:
             print_tables(plan, task, config)
-    print(f"\nCells, one JSON file each: {config.results_dir}/ ({', '.join(STUDIES[config.study])})")
+    folder, trees = config.results_dir, ", ".join(STUDIES[config.study])
+    print(f"\nCells: {folder}/cells.csv, and one JSON file each in {folder}/ ({trees})")
     print(f"Tables and figures beside the paper's: python report.py --results-dir {config.results_dir}")
 
 
@@ -54,6 +55,7 @@ def run(plan, tree, config, started):
     starts = partial(plan.has_time_for, started=started)
     for cell, result in run_all(function, calls, config, f"{plan.dataset.name}: {tree}", starts):
         plan.keep(cell, result)
+        write_csv(config.results_dir)
     if left := plan.todo(tree):
         print(f"{plan.dataset.name}: {len(left)} cells of {tree} are left, from {left[0]}: --time-limit")
 

@@ -1,15 +1,17 @@
 """Finished cells -> numbers. The only place that averages: over seeds, to Retrain, times and relearning."""
 
+import json
 import math
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
+from audit import AUDIT
 from config import BESIDE_ABLATION, TREES
 from harness.cells import key
-from harness.store import UserError, read_record
-from metrics import AUDIT, METRICS, gap, tug_of_war
+from harness.store import UserError, locked, read_record, save_atomically
+from metrics import FEWEST, METRICS, gap, tug_of_war
 
 PAPER_VALUES = Path(__file__).parent.parent / "results" / "paper_values.csv"
 PAPER_DATASETS = ("Digit", "Fashion", "CIFAR10", "CIFAR100")
@@ -18,7 +20,8 @@ MAIN_TASKS = PAPER_TASKS[:2]
 REFERENCES = ("Retrain", "Floor", "Original")  # what methods are compared with, never ranked among them
 CLEAN = ("A_r_clean", "A_f_clean")
 MOVES = ("moved_A_r", "moved_A_f")
-MEASURED = (*METRICS, *CLEAN, *AUDIT, "start_A_r", *MOVES)  # the columns of cells that are averaged
+MEASURED = (*METRICS, *CLEAN, *AUDIT, "start_A_r", *MOVES, "forgotten")  # the columns of cells that are averaged
+NOISY = ("MIA", "MIA_diff", *AUDIT[:2], "gap")  # what is noise with fewer than FEWEST samples
 PLACE = ["tree", "dataset", "task"]
 CELL = ["dataset", "task", "method", "seed"]
 DIRECTIONS = {**dict.fromkeys(("A_r", "A_f", "MIA", *AUDIT[:2], *CLEAN), "≈")}
@@ -48,6 +51,21 @@ def read_cells(results_dir):
     return frame(rows)
 
 
+def write_csv(results_dir):
+    """Write all finished cells to `cells.csv` in their folder, a row each. One that cannot be read is named instead."""
+    folder = Path(results_dir)
+    with locked(folder):
+        try:
+            cells = read_cells(folder)
+        except UserError as error:
+            print(f"{folder / 'cells.csv'} is not written: {error}")
+            return
+        for name in ("config", "versions"):
+            cells[name] = cells[name].map(json.dumps)
+        cells["f_o"] = [known.get("digest", "") for known in cells.f_o]
+        save_atomically(folder / "cells.csv", cells.drop(columns="curves").to_csv(index=False).encode())
+
+
 def frame(rows):
     """A DataFrame of `rows_of` cells with all metrics as columns, nan where there is none. Audits join their cells."""
     audits = {tuple(row[name] for name in CELL): row for row in rows if row["tree"] == "audit"}
@@ -60,12 +78,12 @@ def frame(rows):
 def audited(row, audits, keys):
     """The audit's metrics of a cell's row, unless it, or the Retrain that it was compared with, has been made anew."""
     dataset, task, method, seed = (row[name] for name in CELL)
-    audit = audits.get((dataset, task, method, seed), {"config": {}})
-    if row["tree"] not in ("cells", "ablation") or audit["config"].get("cell") != keys[dataset, task, method, seed]:
+    found = audits.get((dataset, task, method, seed), {"config": {}})
+    if row["tree"] not in ("cells", "ablation") or found["config"].get("cell") != keys[dataset, task, method, seed]:
         return {}
     retrain = keys.get((dataset, task, "Retrain", seed))
-    current = AUDIT if audit["config"].get("retrain") == retrain else AUDIT[:2]
-    return {name: audit[name] for name in current if name in audit}
+    current = AUDIT if found["config"].get("retrain") == retrain else AUDIT[:2]
+    return {name: found[name] for name in current if name in found}
 
 
 def rows_of(tree, record):
@@ -76,7 +94,7 @@ def rows_of(tree, record):
 
 
 def row(tree, record):
-    """One row: names, metrics, `time_s`, `conditions` (text), `config`, `versions`, `f_o`, `command`.
+    """One row: names, metrics, `forgotten`, `time_s`, `conditions` (text), `config`, `versions`, `f_o`, `command`.
 
     Relearning has `curves` ({"A_r": [...], "A_f": [...]}), `start_A_r`, and the largest |difference to the start|:
     `moved_A_r`, `moved_A_f`.
@@ -89,7 +107,7 @@ def row(tree, record):
         **record.get("metrics", {}),
         **({"start_A_r": curves["A_r"][0]} if curves else {}),
         **{f"moved_{name}": max(abs(value - values[0]) for value in values) for name, values in curves.items()},
-        "time_s": record.get("time_s", math.nan),
+        **{name: record.get(name, math.nan) for name in ("forgotten", "time_s")},
         "conditions": f"{made['device']}, threads a cell: {made['threads']}, jobs: {made['jobs']}" if made else "",
         "curves": curves,
         **{name: record.get(name, {}) for name in ("config", "versions", "f_o")},
@@ -187,6 +205,12 @@ def is_lost(stats, place, method):
     name = "start_A_r" if place[0] == "relearn" else "A_r"
     ours, retrain = (stats.get((*place, m, name)) for m in (method, "Retrain"))
     return None not in (ours, retrain) and not ours.mean >= retrain.mean - LOST
+
+
+def few_samples(stats, place):
+    """How many samples were to be forgotten at a (tree, dataset, task), if they are too few for an attack; else 0."""
+    counts = [stat.mean for key, stat in stats.items() if key[:3] == place and key[4] == "forgotten"]
+    return round(min(counts)) if counts and min(counts) < FEWEST else 0
 
 
 def costs(values, direction):

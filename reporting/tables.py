@@ -1,12 +1,26 @@
 """Tables from the numbers of `summary.summarise`: for the terminal, and in markdown beside the paper's values."""
 
+import math
+
+from audit import AUDIT
 from baselines import METHODS
 from camu import ABLATION
 from config import BESIDE_ABLATION
-from metrics import AUDIT, METRICS
+from metrics import METRICS
 from reporting import summary
 from reporting.claims import answers
-from reporting.summary import CLEAN, DIRECTIONS, MAIN_TASKS, MOVES, PAPER_TASKS, REFERENCES, Stat, is_lost, rank
+from reporting.summary import (
+    CLEAN,
+    DIRECTIONS,
+    MAIN_TASKS,
+    MOVES,
+    PAPER_TASKS,
+    REFERENCES,
+    Stat,
+    few_samples,
+    is_lost,
+    rank,
+)
 
 # The paper's tables: the tree of the cells, the tasks and the metrics.
 TABLES = {
@@ -28,6 +42,7 @@ ROWS = (*REFERENCES, *ABLATION, *(method for method in METHODS if method not in 
 LABELS = {"time_s": "time [s]", "ratio": "time ÷ Retrain's", "moved_A_r": "A_r moved", "moved_A_f": "A_f moved"}
 NOT_BESIDE = ("MIA", *AUDIT, "ToW", "time_s", "ratio")  # have tables of their own
 MARKS = {0: "{}", 1: "**{}**", 2: "<ins>{}</ins>"}
+TOO_LONG = 1.5  # times Retrain's time from which a line says so
 VERDICTS = {True: "holds", False: "**does not**", None: "not measured"}
 
 
@@ -46,7 +61,8 @@ def terminal_table(stats, place):
     words = ["forgets"] if "A_r" in retrain else []
     rows = [["", *({"ratio": "time", "RMIA_AUC": "RMIA"}.get(name, name) for name in shown), *words]]
     for method, found in by_method.items():
-        numbers = [text(found.get(name), "-").replace(" ", "") for name in shown]
+        noisy = summary.NOISY if few_samples(stats, place) else ()
+        numbers = ["noise" if name in noisy else text(found.get(name), "-").replace(" ", "") for name in shown]
         rows.append([method, *numbers, *(forgets(stats, place, method) for _ in words)])
     widths = [max(map(len, column)) for column in zip(*rows)]
     seeds = max(stat.seeds for found in by_method.values() for stat in found.values())
@@ -54,7 +70,21 @@ def terminal_table(stats, place):
     title += "the most that accuracies moved, in points" if tree == "relearn" else "metrics in percent"
     title += f", time ÷ Retrain's {retrain['time_s'].mean:.2f} s" if "ratio" in retrain else ""
     lines = (" ".join(entry.rjust(width) for entry, width in zip(row, widths)) for row in rows)
-    return "\n".join([title, *lines, *without(by_method, shown, tree)])
+    return "\n".join([title, *lines, *without(by_method, shown, tree), *longer(by_method), *noise(stats, place)])
+
+
+def noise(stats, place):
+    """One line on attacks on too few samples."""
+    count = few_samples(stats, place)
+    error = 50 / math.sqrt(2 * count) if count else 0
+    return [f"({count} to be forgotten: what an attack says of so few is noise, ± {error:.0f} points)"] if count else []
+
+
+def longer(by_method):
+    """One line on methods that are of no use, because training again is faster."""
+    slow = {m: found["ratio"].mean for m, found in by_method.items() if m not in REFERENCES and "ratio" in found}
+    slow = [f"{method} took {ratio:.1f} times as long" for method, ratio in slow.items() if ratio > TOO_LONG]
+    return [f"(Retrain is faster: {', '.join(slow)})"] if slow else []
 
 
 def without(by_method, shown, tree):
@@ -106,6 +136,8 @@ def entries(stats, place, metric, methods):
     marks = rank({method: stat.mean for method, stat in found.items()}, metric, lost)
     shown = {m: f"{MARKS[marks.get(m, 0)].format(text(stat))} ({stat.seeds})" for m, stat in found.items()}
     shown |= {method: f"<del>{shown[method]}</del>" for method in lost}
+    if metric in summary.NOISY and few_samples(stats, place):
+        shown = dict.fromkeys(shown, "noise")
     if metric in ("gap", "MIA_diff", "ToW", "JS_f", "churn"):
         shown["Retrain"] = "–"
     return [shown.get(method, "missing") for method in methods]

@@ -1,6 +1,7 @@
 """What determines a cell, and how it is computed: no committed result may silently become one of other settings."""
 
 import json
+import os
 import platform
 import shlex
 from dataclasses import fields, replace
@@ -144,9 +145,30 @@ def test_every_cell_has_its_own_specification():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
 def test_cuda_asked_for_in_vain_is_said():
-    with pytest.raises(UserError, match="--device cuda: torch finds no CUDA device here"):
+    with pytest.raises(UserError, match="--device cuda: torch finds no such CUDA device here"):
         cells.resolve_device(replace(TOY, device="cuda"))
     assert cells.resolve_device(replace(TOY, device="auto")) == "cpu"
+    with pytest.raises(UserError, match="--device mps: torch finds no Apple GPU here"):
+        cells.resolve_device(replace(TOY, device="mps"))
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:", "cuda:x", "cuda1", "mps:0", "CPU", ""])
+def test_unknown_devices_are_refused(device):
+    with pytest.raises(UserError, match="must be auto, cpu, cuda, cuda:<number> or mps"):
+        cells.choose_gpu(replace(TOY, device=device))
+
+
+@pytest.mark.parametrize("visible, chosen", [("", "1"), ("5", None), ("2,7", "7")])
+def test_one_gpu_of_several_is_chosen_among_those_that_may_be_seen(monkeypatch, visible, chosen):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    asked = replace(TOY, device="cuda:1")
+    if chosen is None:
+        with pytest.raises(UserError, match="cuda:1: CUDA_VISIBLE_DEVICES names 1 GPUs, from 0"):
+            cells.choose_gpu(asked)
+        return
+    assert cells.choose_gpu(asked).device == "cuda" and os.environ["CUDA_VISIBLE_DEVICES"] == chosen
+    with pytest.raises(UserError, match="on a cluster Ray chooses the GPU"):
+        cells.choose_gpu(replace(asked, cluster="local"))
 
 
 def test_on_a_cluster_the_gpus_of_its_workers_count():

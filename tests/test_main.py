@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, records, write_tree
@@ -21,6 +22,7 @@ from data import Images
 from harness import cells
 from harness.datasets import load
 from harness.store import UserError
+from reporting.summary import write_csv
 
 QUICK = ("--pretrain-epochs", "1", "--retrain-epochs", "1", "--quiet")
 
@@ -62,7 +64,9 @@ def test_a_first_run(tmp_path, capsys, monkeypatch):
         assert re.search(
             rf"\nOptDigits, {task}: 1 seed, metrics in percent, time ÷ Retrain's \d+\.\d\d s\n", printed.out
         )
-    assert "Cells, one JSON file each: runs/ (cells, audit)" in lines
+    assert "Cells: runs/cells.csv, and one JSON file each in runs/ (cells, audit)" in lines
+    table = pd.read_csv("runs/cells.csv")
+    assert len(table) == 18 and table.RMIA_AUC.notna().all() and table.f_o.nunique() == 1
     assert lines[-1] == "Tables and figures beside the paper's: python report.py --results-dir runs"
     assert "it/s" not in printed.err and "cell/s" not in printed.err  # no bars where there is no terminal
 
@@ -72,6 +76,23 @@ def test_every_record_says_how_it_was_made(toy_config, tmp_path):
     (record,) = records(tmp_path / "results").values()
     assert record["command"].startswith("python main.py --dataset Toy --tasks class0 --methods CaMU --seeds 0 --study ")
     assert record["commit"] == cells.commit()
+
+
+def test_the_table_of_all_cells_is_current_after_every_cell(toy_config, tmp_path, monkeypatch):
+    """Those of an earlier run stay in it. A cell that cannot be read is named, and stops nothing."""
+    main.main(replace(toy_config, methods=("Original",)))
+    seen = []
+    monkeypatch.setattr(main, "write_csv", lambda folder: write_csv(folder) or seen.append(read_csv(folder)))
+    main.main(replace(toy_config, methods=("CaMU", "Boundary")))
+    assert [len(table) for table in seen[:2]] == [2, 3]
+    assert set(seen[-1].method) == {"Original", "CaMU", "Boundary"} and seen[-1].A_r.notna().all()
+    (tmp_path / "results/cells/Toy/class0/Original/seed0.json").write_text("{}")
+    main.main(replace(toy_config, methods=("Unroll",)))
+    assert set(read_csv(tmp_path / "results").method) == {"Original", "CaMU", "Boundary"}
+
+
+def read_csv(folder):
+    return pd.read_csv(Path(folder, "cells.csv"))
 
 
 def test_finished_cells_need_no_work(toy_config, tmp_path, monkeypatch, capsys):
@@ -223,7 +244,7 @@ def test_own_data_run_end_to_end(run_main, tmp_path):
         (("--results-dir", "/proc/nothing"), "/proc/nothing cannot be written to"),
         pytest.param(
             ("--device", "cuda"),
-            "no CUDA device",
+            "no such CUDA device",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there"),
         ),
     ],

@@ -103,6 +103,27 @@ def test_the_terminal_table_divides_no_times_of_unlike_conditions(tmp_path):
     assert {m: row["time"] for m, row in rows.items()} == {"Retrain": "1.00", "T-S": "1.00", "SCRUB": "-", "CaMU": "-"}
 
 
+def test_what_an_attack_says_of_too_few_samples_is_called_noise():
+    both = {"A_r": 99.0, "A_f": 90.0, "MIA": 50.0, "RMIA_AUC": 50.0}
+    values = {"Retrain": both, "CaMU": both | {"gap": 12.5}}
+    enough = numbers(PLACE, {m: found | {"forgotten": 50} for m, found in values.items()})
+    stats = numbers(PLACE, {m: found | {"forgotten": 2} for m, found in values.items()})
+    text = tables.terminal_table(stats, PLACE)
+    shown = terminal_rows(text)["CaMU"]
+    assert (shown["A_r"], shown["MIA"], shown["RMIA"], shown["gap"]) == ("99.00", "noise", "noise", "noise")
+    assert "(2 to be forgotten: what an attack says of so few is noise, ± 25 points)" in text
+    assert tables.entries(stats, PLACE, "gap", ["Retrain", "CaMU"]) == ["–", "noise"]
+    assert "noise" not in tables.terminal_table(enough, PLACE)
+    assert tables.entries(enough, PLACE, "gap", ["Retrain", "CaMU"]) == ["–", "12.50 (1)"]
+
+
+def test_methods_that_take_longer_than_retrain_are_named():
+    ratios = {"Retrain": 1.0, "Original": 9.0, "SCRUB": 1.5, "CaMU": 2.12}
+    values = {m: {"A_r": 99.0, "A_f": 90.0, "time_s": 5.0, "ratio": ratio} for m, ratio in ratios.items()}
+    lines = tables.terminal_table(numbers(PLACE, values), PLACE).splitlines()
+    assert lines[-1] == "(Retrain is faster: CaMU took 2.1 times as long)"
+
+
 def test_without_retrain_the_terminal_table_has_seconds_and_no_comparison(tmp_path):
     write_random(tmp_path, methods={"CaMU": RANDOM["CaMU"]})
     text = tables.terminal_table(summarise(read_cells(tmp_path)), PLACE)
