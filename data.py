@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from harness.augmentation import crop_and_flip, draw_crops
 from harness.store import UserError
 from harness.tasks import chosen_samples
-from hyperparameters import FEW
+from hyperparameters import FEW, LARGE
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -30,7 +30,7 @@ def generator(*purpose):
 class Images:
     """One part (training or test) of a data set, as tensors on one device."""
 
-    pixels: torch.Tensor  # (N, C, H, W), uint8 as stored, or float32 ready for the model: then nothing below applies
+    pixels: torch.Tensor  # (N, C, H, W), uint8 as stored, or as the model takes them: then nothing below applies
     labels: torch.Tensor  # (N,), int64
     side: int | None = None  # images are resized to side x side for the model; None leaves them as they are
     normalise: bool = False  # subtract ImageNet's mean and divide by its standard deviation, per channel
@@ -150,9 +150,9 @@ class Split:
 
     @property
     def kind(self):
-        """ "class", "few" or "random": which hyperparameters apply."""
-        few = len(self.forget) < FEW * len(self.train)
-        return "class" if self.forgotten_classes else "few" if few else "random"
+        """ "class", "few", "large" or "random": which hyperparameters apply."""
+        few, large = len(self.forget) < FEW * len(self.train), len(self.forget) > LARGE * len(self.remain)
+        return "class" if self.forgotten_classes else "few" if few else "large" if large else "random"
 
     def next(self, forget):
         """The split of a further request: `forget` is no longer in D_r, and what was forgotten before is in neither.
@@ -313,13 +313,19 @@ def joint_dataset(split, repeats, seed, y_c="random"):
 
 
 def counterfactuals(split, joint):
-    """Yield (numbers of tuples, x_r, x_c = x_r + m), MASK_CHUNK at a time; m is uniform in [0, 1], of x_r's size."""
+    """Yield (numbers of tuples, x_r, masked), MASK_CHUNK at a time: x_c is ``masked(x_r)``.
+
+    `masked` adds m, uniform in [0, 1] and of its argument's size; it is called once.
+    """
     rng = torch.Generator(split.train.device).manual_seed(joint.mask_seed)
+
+    def masked(x):
+        return x + torch.empty_like(x, memory_format=torch.contiguous_format).uniform_(generator=rng)
+
     for rows in torch.arange(len(joint), device=split.train.device).split(MASK_CHUNK):
         crops = None if joint.counterfactual_crops is None else joint.counterfactual_crops[rows]
         x_r = split.train.batch(joint.remain[rows], crops)
-        mask = torch.empty_like(x_r, memory_format=torch.contiguous_format).uniform_(generator=rng)
-        yield rows, x_r, x_r + mask
+        yield rows, x_r, masked
 
 
 def joint_batches(split, joint, batch_size, rng, paired=True):

@@ -17,7 +17,7 @@ def test_every_method_has_a_row_for_every_kind_of_task():
         for dataset in (*FAMILIES, "Own"):
             for model in ("CNN", "ResNet-18"):
                 training = training_row(dataset, model)
-                for kind in ("random", "class", "few"):
+                for kind in ("random", "class", "few", "large"):
                     row = hyperparameters_of(method, dataset, kind, training)
                     assert method == "Original" or row
                     for name, value in row.items():
