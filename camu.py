@@ -29,6 +29,7 @@ import torch.nn.functional as F
 
 from data import counterfactuals, generator, joint_batches, joint_dataset
 from harness.graphs import captured
+from models import on_embedding
 from training import adam, epochs_of, frozen_outputs, seeded, student, take_step
 
 TERMS = ("KL_r", "KL_f", "CE_r", "CE_f")  # of the two losses, in the order of the equations
@@ -146,14 +147,21 @@ class Teacher:
     def __init__(self, f_o, split, joint):
         self.f_o = copy.deepcopy(f_o).eval().requires_grad_(False)
         known_r, known_c = [], []
-        for rows, _, x_c in counterfactuals(split, joint):
-            known_c.append(self.represent(x_c))
+        for rows, x_r, masked in counterfactuals(split, joint):
+            known_c.append(self.represent_counterfactual(x_r, masked))
             known_r += [] if split.train.augment else [self.represent(split.train.batch(joint.remain[rows]))]
         self.known_r, self.log_p_c = torch.cat(known_r) if known_r else None, torch.cat(known_c)  # (n, d) each
 
     def log_p_r(self, rows, x_r):
         """log p(h_o(x_r)) of the tuples `rows`, (B, d)."""
         return self.represent(x_r) if self.known_r is None else self.known_r[rows]
+
+    def represent_counterfactual(self, x_r, masked):
+        """log p(h_o(x_c)), (B, d). Tokens take no noise; what the model's embedding makes of them does (ours)."""
+        if x_r.is_floating_point():
+            return self.represent(masked(x_r))
+        with on_embedding(self.f_o, masked):
+            return self.represent(x_r)
 
     def represent(self, x):
         with torch.no_grad():

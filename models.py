@@ -1,6 +1,7 @@
 """The two models of the paper. Both return (logits, representation), the outputs of g . h and of h."""
 
 import math
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -56,24 +57,27 @@ class Represented(nn.Module):
 
     The representation is the output of the submodule named `layer`, as in ``model.named_modules()``: what the
     classifier's head reads. `pool`, one of POOLS, makes it (B, d). `logits` takes the logits out of what the forward
-    returns; without it they are that itself, its attribute or entry "logits", or the first of several. A UserError says
-    what does not fit.
+    returns; without it they are that itself, its attribute or entry "logits", or the first of several. `inputs` gives
+    the forward's arguments by name, or in order, from x; without it that is x itself. A UserError says what does not
+    fit.
     """
 
-    def __init__(self, model, layer, pool="flatten", logits=None):
+    def __init__(self, model, layer, pool="flatten", logits=None, inputs=None):
         super().__init__()
         known = [name for name, _ in model.named_modules() if name]
         if layer not in known:
             raise UserError(f"the model has no layer {layer!r}; its layers are {', '.join(known)}")
         if pool not in POOLS:
             raise UserError(f"pool {pool!r} is unknown; there are {', '.join(POOLS)}")
-        self.model, self.layer, self.pool, self.logits = model, layer, pool, logits or logits_of
+        self.model, self.layer, self.pool = model, layer, pool
+        self.logits, self.inputs = logits or logits_of, inputs or (lambda x: [x])
 
     def forward(self, x):
         seen = []
         hook = self.model.get_submodule(self.layer).register_forward_hook(lambda _, __, output: seen.append(output))
         try:
-            logits = self.logits(self.model(x))
+            given = self.inputs(x)
+            logits = self.logits(self.model(**given) if isinstance(given, dict) else self.model(*given))
         finally:
             hook.remove()
         if len(seen) != 1:
@@ -84,6 +88,17 @@ class Represented(nn.Module):
         if z.dim() != 2:
             raise UserError(f"layer {self.layer!r} gives {tuple(z.shape)} with pool {self.pool!r}; it must be (B, d)")
         return logits, z
+
+
+@contextmanager
+def on_embedding(model, change):
+    """Meanwhile, let `change` be applied to the output of the model's embedding of tokens, its first nn.Embedding."""
+    embedding = next(module for module in model.modules() if isinstance(module, nn.Embedding))
+    hook = embedding.register_forward_hook(lambda _, __, z: change(z))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def logits_of(output):

@@ -8,7 +8,7 @@ gradient of the cross-entropy, in pixel space. The class that f_o then sees is i
 Deviations from the published code: there the new label may be y_f itself, where one step does not cross a boundary. The
 paper means the nearest *incorrect* class, so the highest-scoring class other than y_f is taken. The method was made for
 class removal; its use for random removal is the CaMU paper's. The settings come from the table in `hyperparameters.py`;
-the batch is that of all methods here, 32.
+the batch is that of all methods here, 32. Of tokens the embedding's output is attacked.
 """
 
 import copy
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from data import batches, draw_order, generator
 from harness.graphs import captured
+from models import on_embedding
 from training import epochs_of, seeded, student, take_step
 
 BOUND = 0.1  # of the FGSM step, for pixels in [0, 1]
@@ -32,12 +33,30 @@ def fgsm(model, images, index):
     return ((x.detach() + BOUND * gradient.sign()).clamp(0, 1) * 255).round() / 255
 
 
+def embedding_fgsm(model, images, index):
+    """The logits of attacked tokens: the step is made on the output of the model's embedding, without rounding."""
+    seen, x = [], images.unit(index)
+
+    def keep(z):
+        seen.append(z.detach().requires_grad_())
+        return seen[0]
+
+    with on_embedding(model, keep):
+        loss = F.cross_entropy(model(x)[0], images.labels[index], reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, seen[0])
+    with on_embedding(model, lambda z: z + BOUND * gradient.sign()):
+        return model(x)[0]
+
+
 def nearest_wrong_labels(f_o, images, index):
     """The class other than its own that f_o, frozen, finds most likely for each attacked sample: (n,)."""
     f_o = copy.deepcopy(f_o).eval().requires_grad_(False)
     labels = []
     for chosen in index.split(CHUNK):
-        logits = f_o(images.standardise(fgsm(f_o, images, chosen)))[0]
+        if images.pixels.is_floating_point() or images.pixels.dtype == torch.uint8:
+            logits = f_o(images.standardise(fgsm(f_o, images, chosen)))[0]
+        else:
+            logits = embedding_fgsm(f_o, images, chosen)
         labels.append(logits.scatter(1, images.labels[chosen][:, None], -torch.inf).argmax(1))
     return torch.cat(labels)
 

@@ -1,6 +1,7 @@
 """One call for your own model and data: forget with several methods, evaluate and audit them."""
 
 import copy
+import math
 import os
 import warnings
 from dataclasses import dataclass
@@ -13,16 +14,17 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 import models
+from audit import AUDIT, audit, reference_probabilities
 from baselines import METHODS
 from data import Dataset, Images, derive_seed, generator, whole_split
 from harness.cells import test_accuracy, timed
 from harness.store import UserError
 from hyperparameters import hyperparameters_of, settings, training_row
-from metrics import METRICS, audit, evaluate, gap, reference_probabilities, tug_of_war
+from metrics import FEWEST, METRICS, evaluate, gap, tug_of_war
 from training import train as learn
 
 FRESH = ("Retrain", "T-S", "SISA")  # the methods that need fresh weights
-COLUMNS = (*METRICS, "RMIA_AUC", "RMIA_TPR1", "JS_f", "churn", "gap", "tug_of_war", "time_s")
+COLUMNS = (*METRICS, *AUDIT, "gap", "tug_of_war", "time_s")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Comparison:
 
 def compare(
     net, *, layer, train, test, forget=None, classes=None, methods=("Original", "CaMU"), build=None, seed=0,
-    pool="flatten", logits=None, epochs=None, lr=None, override=(), references=(), progress=True,
+    pool="flatten", logits=None, inputs="values", epochs=None, lr=None, override=(), references=(), progress=True,
 ):  # fmt: skip
     """Let a trained classifier forget with several methods, and compare the results.
 
@@ -50,6 +52,10 @@ def compare(
         The representation, and where to find the logits in what the forward returns: see `models.Represented`.
     train, test : (x, y), Dataset, Subset or DataLoader
         The samples as the net takes them, and labels from 0. They are read into memory once.
+    inputs : str
+        "values", or "embedding" for whole numbers, such as tokens. They take no noise. CaMU's then goes onto the output
+        of the net's embedding, its first nn.Embedding, and so does Boundary's step. This is ours: the paper has images
+        only. Such an x may have several parts, as (ids, mask) or {"input_ids": ids, "attention_mask": mask}.
     forget : indices, boolean mask, optional
         The training samples to forget. Or `classes`, the labels whose samples are all to be forgotten.
     methods : sequence of str
@@ -79,11 +85,14 @@ def compare(
     if build is None and needing:
         raise UserError(f"{needing[0]} needs fresh weights: give build, a function of the number of classes")
 
+    check_inputs(inputs, net)
+    samples = {"train": train, "test": test}
+    parts, (unpack, _) = zip(*(packed(*read_samples(samples[k], k, progress), k, inputs) for k in samples))
+
     def represented(net):
-        return models.Represented(net, layer, pool, logits)
+        return models.Represented(net, layer, pool, logits, unpack)
 
     f_o, fresh = represented(copy.deepcopy(net).eval()), build and (lambda count: represented(build(count)))
-    parts = [read_samples(samples, name, progress) for samples, name in ((train, "train"), (test, "test"))]
     device, count = next(net.parameters()).device, check(f_o, *parts)
     dataset = Dataset("own", fresh, *(Images(*part).to(device) for part in parts), tuple(map(str, range(count))))
     split = whole_split(dataset.train, count, fresh).next(chosen(forget, classes, dataset.train.labels))
@@ -93,6 +102,10 @@ def compare(
     else:
         references = [(represented(copy.deepcopy(own).eval()), torch.as_tensor(index)) for own, index in references]
     seen = reference_probabilities(*zip(*references), dataset) if references else None
+
+    if (few := len(split.forget)) < FEWEST:
+        error = 50 / math.sqrt(2 * few)
+        warnings.warn(f"{few} to be forgotten: MIA, RMIA and gap are noise, ± {error:.0f} points", stacklevel=2)
 
     found, unlearned, outputs = {}, {}, {}
     for name in sorted(methods, key=lambda name: name != "Retrain"):
@@ -104,7 +117,8 @@ def compare(
         if retrain:
             found[name] |= {measure.__name__: measure(found[name], found["Retrain"]) for measure in (gap, tug_of_war)}
         found[name]["time_s"] = seconds
-        unlearned[name] = f_u.model if isinstance(f_u, models.Represented) else f_u
+        f_u = f_u.model if isinstance(f_u, models.Represented) else f_u
+        unlearned[name] = f_u.to(memory_format=torch.contiguous_format)  # safetensors takes no other
     table = pd.DataFrame.from_dict({name: found[name] for name in methods}, orient="index")
     table = table[[name for name in COLUMNS if name in table]].rename(columns={"tug_of_war": "ToW"})
     return Comparison(table.round(3), {name: unlearned[name] for name in methods})
@@ -121,31 +135,57 @@ def run(name, f_o, split, dataset, given):
 
 
 def read_samples(samples, name, progress):
-    """(x, y) on the CPU from whatever holds samples."""
+    """(x, y) on the CPU from whatever holds samples; x is a tensor, or several in a dict or tuple."""
     dataset = samples.dataset if isinstance(samples, DataLoader) else samples  # a loader may shuffle
     if isinstance(dataset, TensorDataset):
-        dataset = dataset.tensors
-    if isinstance(dataset, (tuple, list)) and len(dataset) == 2:
-        x, y = (part if isinstance(part, torch.Tensor) else torch.from_numpy(np.asarray(part)) for part in dataset)
-    else:
-        x, y = read_dataset(dataset, name, progress)
+        *x, y = dataset.tensors
+        dataset = x[0] if len(x) == 1 else tuple(x), y
+    if not (isinstance(dataset, (tuple, list)) and len(dataset) == 2):
+        dataset = read_dataset(dataset, name, progress)
+    x, y = of_each(tensor, dataset[0]), tensor(dataset[1])
     if y.dim() != 1 or y.is_floating_point() or y.dtype == torch.bool:
         raise UserError(f"{name}: labels are {y.dtype} of {tuple(y.shape)}; they must be whole numbers, one a sample")
-    return x.detach().cpu(), y.cpu().long()
+    return x, y.long()
+
+
+def tensor(values):
+    values = values if isinstance(values, torch.Tensor) else torch.from_numpy(np.asarray(values))
+    return values.detach().cpu()
+
+
+def of_each(function, *xs):
+    """`function` of samples that are one tensor, or of each part of those that have several."""
+    if isinstance(xs[0], dict):
+        return {key: function(*(x[key] for x in xs)) for key in xs[0]}
+    return tuple(map(function, *xs)) if isinstance(xs[0], tuple) else function(*xs)
 
 
 def read_dataset(dataset, name, progress):
     """All samples of a Dataset or Subset, stacked."""
     try:
-        first = torch.as_tensor(dataset[0][0])
-    except (TypeError, IndexError, KeyError, ValueError, RuntimeError) as error:
+        first, _ = sample(dataset[0])
+        parts = list(first.values()) if isinstance(first, dict) else first if isinstance(first, tuple) else [first]
+        size = sum(torch.as_tensor(part).nbytes for part in parts) * len(dataset)
+    except (TypeError, LookupError, ValueError, RuntimeError, StopIteration) as error:
         raise UserError(f"{name} must be (x, y), or hold (tensor, label) for each sample ({error})")
-    size, free = first.numel() * first.element_size() * len(dataset), free_memory()
-    if size > free:
+    if size > (free := free_memory()):
         raise UserError(f"{name} needs {size / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free")
     shown = {"desc": f"reading {name}, {size / 1e6:.0f} MB", "disable": None if progress else True, "leave": False}
-    batches = [batch[:2] for batch in tqdm(DataLoader(dataset, batch_size=500), **shown)]
-    return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+    try:
+        batches = [sample(batch) for batch in tqdm(DataLoader(dataset, batch_size=500), **shown)]
+    except RuntimeError as error:
+        raise UserError(f"{name}: samples differ in shape: resize or pad them ({' '.join(str(error).split())})")
+    xs, ys = zip(*batches)
+    return of_each(lambda *parts: torch.cat(parts), *xs), torch.cat(ys)
+
+
+def sample(item):
+    """(x, label) of what a Dataset gives: a tuple, or a dict with the label among the inputs."""
+    if isinstance(item, dict):
+        label = next(key for key in ("labels", "label") if key in item)  # as Hugging Face's data sets call it
+        return {key: value for key, value in item.items() if key != label}, item[label]
+    x, label = item[0], item[1]
+    return tuple(x) if isinstance(x, list) else x, label  # a DataLoader makes lists of tuples
 
 
 def free_memory():
@@ -154,6 +194,37 @@ def free_memory():
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # Windows, macOS
         return float("inf")
+
+
+def check_inputs(inputs, net):
+    if inputs not in ("values", "embedding"):
+        raise UserError(f"inputs {inputs!r} is unknown; there are values, embedding")
+    if inputs == "embedding" and not any(isinstance(module, torch.nn.Embedding) for module in net.modules()):
+        raise UserError('inputs "embedding": the net has no nn.Embedding, on whose output the noise could go')
+
+
+def packed(x, y, name, inputs):
+    """((x, y), unpack), x one tensor; several become one of (N, entries), which `unpack` takes apart for the net."""
+    parts = list(x.values()) if isinstance(x, dict) else list(x) if isinstance(x, tuple) else [x]
+    for part in parts:
+        whole = not part.is_floating_point()
+        if inputs == "embedding" and not whole:
+            raise UserError(f'{name} is {part.dtype}; inputs "embedding" is for whole numbers, such as tokens')
+        if inputs == "values" and (len(parts) > 1 or (whole and part.dtype != torch.uint8)):
+            what = f"of {len(parts)} parts" if len(parts) > 1 else f"{part.dtype}"
+            raise UserError(f'{name} is {what}: for tokens say inputs="embedding", else give one tensor of floats')
+        if len(part) != len(parts[0]):
+            raise UserError(f"{name}: the parts of x have {len(parts[0])} and {len(part)} samples")
+    if isinstance(x, torch.Tensor):
+        return (x.long() if inputs == "embedding" else x, y), None
+    forms = [(part.shape[1:], part.dtype) for part in parts]
+    sizes = [shape.numel() for shape, _ in forms]
+
+    def unpack(batch):
+        found = [part.view(-1, *shape).to(dtype) for part, (shape, dtype) in zip(batch.split(sizes, 1), forms)]
+        return dict(zip(x, found)) if isinstance(x, dict) else found
+
+    return (torch.cat([part.flatten(1).long() for part in parts], 1), y), unpack
 
 
 def check(f_o, train, test):

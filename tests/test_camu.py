@@ -30,7 +30,7 @@ def small():
 def written_out(f_o, split, row, seed, terms):
     """Algorithm 2 in one batch that holds all of J; yields the weights and losses after every step."""
     joint = joint_dataset(split, row["repeats"], seed)
-    x_c = torch.cat([x for _, _, x in counterfactuals(split, joint)])
+    x_c = torch.cat([masked(x_r) for _, x_r, masked in counterfactuals(split, joint)])
     x_r, x_f = split.train.batch(joint.remain), split.train.batch(joint.forget)
     y_r, y_c, n = split.train.labels[joint.remain], joint.y_c, len(joint)
     p_r, p_c = (f_o(x)[1].detach().softmax(1) for x in (x_r, x_c))
@@ -86,7 +86,7 @@ def test_every_step_of_the_published_code_written_out(small):
     f_o, split = small
     chosen = settings(ROW | {"epochs": 1}, seed=0, batch_size=8, **camu.ABLATION["Published-code"])
     joint = joint_dataset(split, 2, 0, "y_r")
-    x_c = torch.cat([x for _, _, x in counterfactuals(split, joint)])
+    x_c = torch.cat([masked(x_r) for _, x_r, masked in counterfactuals(split, joint)])
     x_r, y_r = split.train.batch(joint.remain), split.train.labels[joint.remain]
     x_f, rng = split.train.batch(joint.forget), generator(0, "CaMU")
     orders = [torch.randperm(16, generator=rng) for _ in range(2)]
