@@ -41,6 +41,12 @@ class Config:
     classes>; by default the CNN or ResNet-18"""
     layer: str = ""
     """with --model: the layer whose output is the representation, what the classifier's head reads"""
+    pool: Literal["flatten", "mean", "first"] = "flatten"
+    """with --model: how the layer's output becomes one vector a sample. mean is over pixels or tokens, first the class
+    token"""
+    weights: str = ""
+    """with --model torchvision:<name>: torchvision's weights of this name, such as DEFAULT, under a fresh head. Every
+    training starts from them, Retrain's too"""
     checkpoint: str = ""
     """the trained weights, a state dict saved by torch.save, in place of pretraining"""
     data_root: str = "data"

@@ -1,7 +1,9 @@
 """Architectures of one's own for the command line, and their trained weights."""
 
+import functools
 import hashlib
 import importlib.util
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +15,11 @@ from harness.store import UserError
 
 
 def with_architecture(dataset, config):
-    """The data set with the model that --model and --layer name; a UserError if it does not fit the images."""
+    """The data set with the model that --model and its companions name; a UserError if it does not fit the images."""
     if not config.model:
         return dataset
-    name = f"{config.model}@{config.layer}"
+    name = f"{config.model}@{config.layer}" + (f"|{config.pool}" if config.pool != "flatten" else "")
+    name += f"+{config.weights}" if config.weights else ""
     source = Path(config.model.rpartition(":")[0])
     if source.suffix == ".py":
         name += "#" + hashlib.sha256(source.read_bytes()).hexdigest()[:8]  # another source is another model
@@ -38,8 +41,10 @@ def check_architecture(config):
     """Check what --model, --layer and --checkpoint say, as far as it can be done without data."""
     if bool(config.model) != bool(config.layer):
         raise UserError("--model and --layer belong together: the layer's output is the representation")
+    if (config.weights or config.pool != "flatten") and not config.model:
+        raise UserError("--pool and --weights go with --model, which is not given")
     if config.model:
-        function_of(config.model)
+        function_of(config.model, config.weights)
     if config.checkpoint and not Path(config.checkpoint).is_file():
         raise UserError(f"--checkpoint {config.checkpoint}: there is no such file")
     if config.checkpoint and len(config.dataset) > 1:
@@ -48,18 +53,22 @@ def check_architecture(config):
 
 def fresh(name):
     """The function of the number of classes that builds the model of this name, from `with_architecture`."""
-    text, _, layer = name.partition("#")[0].rpartition("@")
-    function = function_of(text)
-    return lambda classes: models.Represented(function(classes), layer)
+    text, layer, pool, weights = re.fullmatch(r"(.+)@([^@|+#]*)(?:\|(\w+))?(?:\+(\w+))?(?:#\w+)?", name).groups()
+    function = function_of(text, weights)
+    return lambda classes: models.Represented(function(classes), layer, pool or "flatten")
 
 
-def function_of(text):
+def function_of(text, weights=None):
     """A function of the number of classes, from torchvision:<name> or <file>.py:<function>."""
     source, _, name = text.rpartition(":")
+    if weights and source != "torchvision":
+        raise UserError(f"--weights {weights} are torchvision's, and --model is {text}; for your own use --checkpoint")
     if source == "torchvision":
         if name not in torchvision.models.list_models(torchvision.models):
             raise UserError(f"--model {text}: torchvision has no such classifier; it has resnet50, vit_b_16 and others")
-        return lambda classes: torchvision.models.get_model(name, weights=None, num_classes=classes)
+        if weights and weights not in (known := torchvision.models.get_model_weights(name).__members__):
+            raise UserError(f"--weights {weights}: {name} has {', '.join(known)}")
+        return lambda classes: torchvision_model(name, classes, weights)
     if not source.endswith(".py") or not Path(source).is_file():
         raise UserError(f"--model {text}: write torchvision:<name>, or <file>.py:<function> for a file that is there")
     spec = importlib.util.spec_from_file_location("own_architecture", source)
@@ -69,6 +78,24 @@ def function_of(text):
         return getattr(module, name)
     except Exception as error:  # it is the user's code
         raise UserError(f"--model {text}: {type(error).__name__}: {error}")
+
+
+def torchvision_model(name, classes, weights=None):
+    """One of torchvision's, fresh, or with its pre-trained weights wherever their shapes fit: all but the head's."""
+    net = torchvision.models.get_model(name, weights=None, num_classes=classes)
+    if weights:
+        shapes = {key: value.shape for key, value in net.state_dict().items()}
+        known = pretrained_weights(name, weights)
+        net.load_state_dict({k: v for k, v in known.items() if v.shape == shapes[k]}, strict=False)
+    return net
+
+
+@functools.cache
+def pretrained_weights(name, weights):
+    try:
+        return torchvision.models.get_model_weights(name)[weights].get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:  # no network, or a wrong hash
+        raise UserError(f"--weights {weights}: they cannot be had ({' '.join(str(error).split())})")
 
 
 def own_weights(path, dataset):

@@ -33,19 +33,10 @@ SWITCHES = {"KL_r": "align_remain", "KL_f": "align_forget", "CE_f": "relabel_for
 
 # The settings that determine numbers, the search's among them.
 DETERMINING = (
-    "dataset",
-    "tasks",
-    "methods",
-    "seeds",
-    "study",
-    "device",
-    "precision",
-    "kernels",
-    "threads",
-    "batch_size",
-)
-DETERMINING += ("image_size", "model", "layer", "checkpoint", "pretrain_epochs", "retrain_epochs", "lr", "label_noise")
-DETERMINING += ("override", "trials")
+    "dataset", "tasks", "methods", "seeds", "study", "device", "precision", "kernels", "threads", "batch_size",
+    "image_size", "model", "layer", "pool", "weights", "checkpoint", "pretrain_epochs", "retrain_epochs", "lr",
+    "label_noise", "override", "trials",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -352,8 +343,9 @@ def device_name(device):
 def provenance(config, program="main.py"):
     """The command behind a run's cells, with every setting that determines numbers, and the code's commit."""
     words, chosen = ["python", *program.split()], vars(config) | {"device": resolve_device(config)}
+    chosen |= {} if chosen.get("model") else {"pool": ""}
     for name in DETERMINING:
-        if chosen.get(name) not in (None, (), 0):
+        if chosen.get(name) not in (None, (), 0, ""):
             values = chosen[name] if isinstance(chosen[name], tuple) else (chosen[name],)
             words += [f"--{name.replace('_', '-')}", *map(str, values)]
     return {"command": shlex.join(words), "commit": commit()}
@@ -386,4 +378,4 @@ def restore_model(stored, device="cpu"):
 
 def load_model(path, device="cpu"):
     """An unlearned model from the file that ``--save-models`` wrote, in evaluation mode."""
-    return restore_model(load_tensors(path), device)
+    return restore_model(load_tensors(path), device).to(memory_format=torch.contiguous_format)  # to be exported

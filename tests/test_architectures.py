@@ -1,15 +1,17 @@
 """Architectures and checkpoints of one's own on the command line."""
 
 import json
+from urllib.error import URLError
 
 import pytest
 import torch
+import torchvision
 from conftest import write_tree
 from torch import nn
 
 import models
 from config import Config
-from harness.architectures import check_architecture, own_weights, with_architecture
+from harness.architectures import check_architecture, own_weights, pretrained_weights, with_architecture
 from harness.cells import load_model, pretrained_spec
 from harness.datasets import load
 from harness.store import UserError
@@ -56,6 +58,33 @@ def test_a_net_of_a_file_or_of_torchvision_is_built_from_its_name_alone(photos):
     assert models.build(dataset.model, 3, 0).eval()(dataset.train.batch(torch.arange(2)))[1].shape == (2, 576)
 
 
+def test_the_layers_output_is_pooled_as_asked(photos):
+    dataset = with_architecture(photos, config(layer="0", pool="mean"))
+    assert models.build(dataset.model, 3, 0)(dataset.train.batch(torch.arange(2)))[1].shape == (2, 8)
+    assert dataset.model != with_architecture(photos, config(layer="0")).model
+
+
+def test_torchvisions_weights_come_under_a_fresh_head(photos, monkeypatch):
+    """Without the download: `get_state_dict` gives those of a net of a thousand classes."""
+    known = torchvision.models.resnet18(weights=None).state_dict()
+    monkeypatch.setattr("torchvision.models.WeightsEnum.get_state_dict", lambda self, **_: known)
+    asked = config(model="torchvision:resnet18", layer="avgpool", weights="DEFAULT")
+    check_architecture(asked)
+    first, other = (models.build(with_architecture(photos, asked).model, 3, seed).model for seed in (0, 1))
+    assert torch.equal(first.conv1.weight, known["conv1.weight"]) and torch.equal(first.bn1.weight, other.bn1.weight)
+    assert first.fc.weight.shape == (3, 512) and not torch.equal(first.fc.weight, other.fc.weight)
+
+
+def test_weights_that_cannot_be_downloaded_are_named(photos, monkeypatch):
+    def offline(self, **_):
+        raise URLError("no network")
+
+    pretrained_weights.cache_clear()
+    monkeypatch.setattr("torchvision.models.WeightsEnum.get_state_dict", offline)
+    with pytest.raises(UserError, match=r"--weights DEFAULT: they cannot be had .*no network"):
+        with_architecture(photos, config(model="torchvision:resnet18", layer="avgpool", weights="DEFAULT"))
+
+
 def test_another_source_is_another_model(photos, tmp_path):
     before = with_architecture(photos, config()).model
     assert with_architecture(photos, config()).model == before
@@ -73,6 +102,9 @@ def test_another_source_is_another_model(photos, tmp_path):
         ({"model": "other.py:build"}, "write torchvision:<name>, or <file>.py:<function> for a file that is there"),
         ({"model": "resnet50"}, "write torchvision:<name>, or"),
         ({"model": "torchvision:resnet51"}, "torchvision has no such classifier"),
+        ({"weights": "DEFAULT"}, "--weights DEFAULT are torchvision's, and --model is my_net.py:build"),
+        ({"model": "torchvision:resnet18", "weights": "BEST"}, "--weights BEST: resnet18 has IMAGENET1K_V1, DEFAULT"),
+        ({"model": "", "layer": "", "pool": "mean"}, "--pool and --weights go with --model"),
         ({"checkpoint": "nowhere.pt"}, "--checkpoint nowhere.pt: there is no such file"),
     ],
 )
