@@ -43,14 +43,6 @@ def test_own_model(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_saved_model_is_loaded(run_main, tmp_path):
-    run_main("--tasks", "class0", "--methods", "CaMU", "--save-models", "--pretrain-epochs", "1", "--quiet")
-    (tmp_path / "predict.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{block('load_model')}")
-    done = subprocess.run([sys.executable, "predict.py"], cwd=tmp_path, capture_output=True, text=True)
-    assert re.fullmatch(r"tensor\(\[\d(, \d){4}\]\)\n", done.stdout), done.stderr
-
-
-@pytest.mark.slow
 def test_an_added_method_is_run_and_reported(tmp_path):
     """In a copy of the repository, changed just as the README says."""
     for path in (*ROOT.glob("*.py"), *ROOT.glob("[bhr]*/*.py"), ROOT / "results" / "paper_values.csv"):
