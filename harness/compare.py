@@ -18,6 +18,7 @@ from audit import AUDIT, audit, reference_probabilities
 from baselines import METHODS
 from data import Dataset, Images, derive_seed, generator, whole_split
 from harness.cells import test_accuracy, timed
+from harness.datasets import check_test_samples
 from harness.store import UserError
 from hyperparameters import hyperparameters_of, settings, training_row
 from metrics import FEWEST, METRICS, evaluate, gap, tug_of_war
@@ -65,7 +66,8 @@ def compare(
     seed : int
         The source of all randomness; seeds give the same result every time on the same machine.
     epochs, lr : int, float, optional
-        Of Retrain and SISA; otherwise those of own data in `hyperparameters.TRAINING`.
+        Of Retrain and SISA; otherwise those of own data in `hyperparameters.TRAINING`. In class removal CaMU's rates
+        follow from `lr` too.
     override : sequence of str
         Hyperparameters in place of the table's: "CaMU.lr_ce=1e-4".
     references : int or sequence of (nn.Module, indices), optional
@@ -97,6 +99,7 @@ def compare(
     dataset = Dataset("own", fresh, *(Images(*part).to(device) for part in parts), tuple(map(str, range(count))))
     split = whole_split(dataset.train, count, fresh).next(chosen(forget, classes, dataset.train.labels))
     training = training_row("own", "ResNet-18", SimpleNamespace(retrain_epochs=epochs, lr=lr))
+    rows = {name: hyperparameters_of(name, "own", split.kind, training, override) for name in methods}
     if isinstance(references, int):
         references = trained_references(references, dataset, seed, training, progress)
     else:
@@ -109,8 +112,7 @@ def compare(
 
     found, unlearned, outputs = {}, {}, {}
     for name in sorted(methods, key=lambda name: name != "Retrain"):
-        row = hyperparameters_of(name, "own", split.kind, training, override)
-        f_u, seconds = run(name, f_o, split, dataset, settings(row, seed=seed, progress=progress))
+        f_u, seconds = run(name, f_o, split, dataset, settings(rows[name], seed=seed, progress=progress))
         found[name], outputs[name] = evaluate(f_u, dataset, split, seed)
         retrain = outputs.get("Retrain") if name != "Retrain" else None
         found[name] |= audit(outputs[name], dataset, split, seen, retrain)
@@ -234,6 +236,7 @@ def check(f_o, train, test):
             raise UserError(f"{name} has {len(x)} samples and {len(y)} labels")
         if x.is_floating_point() and not (finite := x.flatten(1).isfinite().all(1)).all():
             raise UserError(f"{name}: sample {int((~finite).nonzero()[0])} holds nan or infinity")
+    check_test_samples("test", len(test[0]))
     (x, y), weight = train, next(f_o.parameters())
     if x.is_floating_point() and x.dtype != weight.dtype:
         raise UserError(f"train is {x.dtype} and the net's weights are {weight.dtype}: convert one of them")

@@ -28,7 +28,7 @@ RESNET_DATASETS = ("CIFAR10", "CIFAR100")
 TORCHVISION = {"Digit": MNIST, "Fashion": FashionMNIST, "CIFAR10": CIFAR10, "CIFAR100": CIFAR100}
 CNN_SIDE = 28
 MOST_CLASSES = 100_000
-FEWEST_TEST_IMAGES = 3  # 40 % of them train the membership attack: at least one
+FEWEST_TEST_SAMPLES = 3  # 40 % of them train the membership attack: at least one
 
 
 def load(name, root, image_size=None, label_noise=0, progress=False):
@@ -175,16 +175,16 @@ def _from_images(name, parts, classes, image_size, progress):
     if lowest < 0 or not 0 < highest < MOST_CLASSES:
         rule = f"they must count from 0, at least two and at most {MOST_CLASSES:,} classes"
         raise UserError(f"{name}: labels go from {lowest} to {highest}; {rule}")
-    check_test_images(name, len(parts["test"]))
+    check_test_samples(name, len(parts["test"]))
     images = {part: [image for image, _ in samples] for part, samples in parts.items()}
     classes = tuple(map(str, classes or range(highest + 1)))
     return _shuffled(name, _decode(name, images, image_size, progress), labels, classes, image_size)
 
 
-def check_test_images(name, count):
-    if count < FEWEST_TEST_IMAGES:
-        needed = f"the membership attack needs at least {FEWEST_TEST_IMAGES}"
-        raise UserError(f"{name}: the test set holds {count} images; {needed}")
+def check_test_samples(name, count):
+    if count < FEWEST_TEST_SAMPLES:
+        needed = f"the membership attack needs at least {FEWEST_TEST_SAMPLES}"
+        raise UserError(f"{name}: the test set holds {count} samples; {needed}")
 
 
 def _shuffled(name, pixels, labels, classes, image_size, files=()):
@@ -203,7 +203,7 @@ def _image_folder(name, tree, image_size, progress):
     listings, classes = _listings(name, tree)
     if len(classes) < 2:
         raise UserError(f"{name}: {tree} holds one class, {classes[0]}; at least two are needed")
-    check_test_images(name, len(listings["test"]))
+    check_test_samples(name, len(listings["test"]))
     pixels = _cached_pixels(name, tree, listings, image_size, progress)
     labels = {part: torch.tensor([label for _, label in samples]) for part, samples in listings.items()}
     below = tree / "train" if (tree / "train").is_dir() else tree

@@ -152,7 +152,7 @@ def test_arrays_in_a_file_are_a_data_set(tmp_path, shape, model, pixels):
         ({"y_train": np.arange(12) - 1}, "labels go from -1 to 10; they must count from 0"),
         ({"y_train": np.zeros(12, int), "y_test": np.zeros(6, int)}, "labels go from 0 to 0; .*at least two"),
         ({"y_train": np.array([{}] * 12)}, "Mine.npz cannot be read: Object arrays"),
-        ({"x_test": np.zeros((2, 20, 20), np.uint8), "y_test": np.zeros(2, int)}, "the test set holds 2 images"),
+        ({"x_test": np.zeros((2, 20, 20), np.uint8), "y_test": np.zeros(2, int)}, "the test set holds 2 samples"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(tmp_path, changes, message):
