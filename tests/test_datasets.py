@@ -249,7 +249,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
         file.unlink()
     shutil.rmtree(tree / "train/cat")
     shutil.rmtree(tree / "test/cat")
-    with pytest.raises(UserError, match="holds 2 images; the membership attack needs at least 3"):
+    with pytest.raises(UserError, match="holds 2 samples; the membership attack needs at least 3"):
         load("Own", tmp_path)
     shutil.rmtree(tree / "test/eel")
     with pytest.raises(UserError, match="same classes; only one has eel"):
