@@ -3,6 +3,9 @@
 Every finished cell (data set, task, method, seed) is one JSON file; a run that is started again skips what is finished.
 """
 
+import harness.scripts  # first: it ends Ctrl-C during the others in one line
+
+# isort: split
 import time
 from dataclasses import replace
 from functools import partial
@@ -13,7 +16,6 @@ from harness.cells import run_audit, run_cell, run_relearning
 from harness.datasets import load
 from harness.plan import Plan, check
 from harness.runner import run_all
-from harness.store import run_script
 from harness.tasks import parse_tasks
 from reporting.summary import frame, rows_of, summarise, write_csv
 from reporting.tables import terminal_table
@@ -77,4 +79,4 @@ def print_tables(plan, task, config):
 
 
 if __name__ == "__main__":
-    run_script(main, Config, __doc__)
+    harness.scripts.run_script(main, Config, __doc__)

@@ -1,9 +1,12 @@
 """Finished cells -> report.md with every table of the paper beside its values, the figures, and blocks of pages."""
 
+import harness.scripts  # first: it ends Ctrl-C during the others in one line
+
+# isort: split
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.store import check_writable, run_script, save_atomically
+from harness.store import check_writable, save_atomically
 from reporting.figures import draw_figures, save_figure
 from reporting.pages import blocks, fill, report
 from reporting.summary import read_cells
@@ -34,4 +37,4 @@ def main(settings):
 
 
 if __name__ == "__main__":
-    run_script(main, Settings, __doc__)
+    harness.scripts.run_script(main, Settings, __doc__)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data import derive_seed, shuffled_batches
 from harness.graphs import captured
-from harness.store import UserError, load_or_set_aside, load_tensors, save_tensors
+from harness.store import UserError, load_or_set_aside, read_tensors, save_tensors
 
 WEIGHT_DECAY = 1e-4
 EVALUATION_BATCH = 500  # images a frozen model is run on at a time
@@ -125,7 +125,7 @@ def train(model, images, index, *, epochs, lr, batch_size, rng, partial=None, pr
     """
     optimizer = adam(model, lr)
     first, seconds = 1, 0.0
-    stored = load_or_set_aside(partial, load_tensors) if partial else None
+    stored = load_or_set_aside(partial, read_tensors) if partial else None
     if stored is not None:
         model.load_state_dict(stored["model"])
         optimizer.load_state_dict(stored["optimizer"])

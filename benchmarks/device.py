@@ -14,6 +14,9 @@ Everything goes to one folder at once: `device.jsonl`, a line for each measureme
 the repository, its requirements and the data. Without a GPU it runs on the CPU, where nothing is captured.
 """
 
+import harness.scripts  # first: it ends Ctrl-C during the others in one line
+
+# isort: split
 import json
 import multiprocessing
 import time
@@ -32,7 +35,7 @@ from config import Config
 from data import Images, generator, whole_split
 from harness import graphs
 from harness.cells import device_name, in_precision, use_machine
-from harness.store import check_writable, run_script
+from harness.store import check_writable
 from hyperparameters import hyperparameters_of, settings, training_row
 from training import train
 
@@ -190,4 +193,4 @@ def seconds(run):
 
 
 if __name__ == "__main__":
-    run_script(main, Arguments, __doc__)
+    harness.scripts.run_script(main, Arguments, __doc__)

@@ -9,7 +9,9 @@ as high, for this net is trained at 1e-3. Accuracies are without the training tr
 under <results-dir>/cells/, and a run that is started again goes on.
 """
 
-import json
+import harness.scripts  # first: it ends Ctrl-C during the others in one line
+
+# isort: split
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -23,7 +25,7 @@ from harness.cells import Cell, key, machine_spec, pretrain, provenance, run_cel
 from harness.datasets import load
 from harness.plan import check
 from harness.runner import run_all
-from harness.store import load_or_set_aside, read_record, run_script, save_atomically
+from harness.store import load_or_set_aside, read_record, save_record
 from harness.tasks import parse_tasks
 from hyperparameters import hyperparameters_of
 
@@ -106,8 +108,7 @@ def main(arguments):
     print(f"{dataset.name}: {f_o['accuracy']['test']:.2f} % of the test images")
     waiting = {cell: partial(dict, call, f_o_state=f_o["state"], jobs=config.jobs) for cell, call in calls.items()}
     for cell, (record, _, _) in run_all(with_the_net, waiting, config, "passes"):
-        text = json.dumps(record | provenance(config, "-m benchmarks.passes"), indent=1)
-        save_atomically(cell.path(config), (text + "\n").encode())
+        save_record(cell.path(config), record | provenance(config, "-m benchmarks.passes"))
 
 
 def variant(name, split):
@@ -118,4 +119,4 @@ def variant(name, split):
 
 
 if __name__ == "__main__":
-    run_script(main, Arguments, __doc__)
+    harness.scripts.run_script(main, Arguments, __doc__)

@@ -13,6 +13,9 @@ ratios of neighbouring runs, `images_per_s` and `share_of_peak` are ours; the pe
 measured at the start (float32, in GFLOP/s).
 """
 
+import harness.scripts  # first: it ends Ctrl-C during the others in one line
+
+# isort: split
 import copy
 import json
 import statistics
@@ -34,7 +37,7 @@ import models
 from data import Dataset as OurDataset
 from data import Images, Split, generator, make_split
 from harness.datasets import load
-from harness.store import UserError, run_script
+from harness.store import UserError
 from harness.tasks import parse_task
 from hyperparameters import hyperparameters_of, settings, training_row
 from training import train
@@ -227,4 +230,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    run_script(main, Arguments, __doc__)
+    harness.scripts.run_script(main, Arguments, __doc__)

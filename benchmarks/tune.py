@@ -19,6 +19,9 @@ of the learning rate. Every finished trial is a file under <results-dir>/tuning/
 <dataset>-<task>.csv, ranks the trials.
 """
 
+import harness.scripts  # first: it ends Ctrl-C during the others in one line
+
+# isort: split
 import math
 import time
 from dataclasses import dataclass, replace
@@ -33,7 +36,7 @@ from harness.cells import Cell, circumstances, names, provenance, run_cell
 from harness.datasets import load
 from harness.plan import Plan, check
 from harness.runner import run_all
-from harness.store import UserError, run_script, save_atomically
+from harness.store import UserError, save_atomically
 from harness.tasks import parse_tasks
 from hyperparameters import FAMILIES, HYPERPARAMETERS, SEARCHED, search_space
 from metrics import accuracy, tug_of_war
@@ -288,4 +291,4 @@ def table_row(plans, task, method, number, point, seed):
 
 
 if __name__ == "__main__":
-    run_script(search, Arguments, __doc__)
+    harness.scripts.run_script(search, Arguments, __doc__)

@@ -19,7 +19,7 @@ from baselines import METHODS
 from camu import ABLATION, TERMS
 from data import derive_seed, generator, make_splits
 from harness.architectures import own_weights
-from harness.store import UserError, load_or_set_aside, load_tensors
+from harness.store import UserError, load_or_set_aside, load_tensors, read_tensors
 from harness.tasks import Task
 from hyperparameters import hyperparameters_of, settings, training_row
 from metrics import accuracy, evaluate, predict, relearn
@@ -312,7 +312,7 @@ def run_relearning(cell, spec, dataset, stored, progress=False):
 
 def seconds_before(partial):
     """Seconds that an interrupted unlearning has taken so far."""
-    states = [load_or_set_aside(path, load_tensors) for path in partial_files(partial)]
+    states = [load_or_set_aside(path, read_tensors) for path in partial_files(partial)]
     return sum(state["seconds"] for state in states if state is not None)
 
 

@@ -20,7 +20,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST, ImageFo
 from tqdm import tqdm
 
 from data import Dataset, Images, generator
-from harness.store import UserError, load_or_set_aside, load_tensors, save_tensors
+from harness.store import UserError, load_or_set_aside, read_tensors, save_tensors
 from hyperparameters import FAMILIES
 
 CNN_DATASETS = ("OptDigits", "Digit", "Fashion")
@@ -256,7 +256,7 @@ def _cached_pixels(name, tree, listings, image_size, progress):
             digest.update(repr((os.path.relpath(path, tree), stat.st_size, stat.st_mtime_ns)).encode())
     state = digest.hexdigest()
     cache = tree.with_name(tree.name + ".cache.pt")
-    stored = load_or_set_aside(cache, load_tensors)
+    stored = load_or_set_aside(cache, read_tensors)
     if stored is not None and stored["state"] == state:
         return {part: stored[part] for part in ("train", "test")}
     paths = {part: [path for path, _ in samples] for part, samples in listings.items()}

@@ -1,6 +1,5 @@
 """The cells of a run on one data set: which are finished, and what the others need."""
 
-import json
 import math
 import time
 from dataclasses import replace
@@ -17,7 +16,7 @@ from harness import cells, store
 from harness.architectures import check_architecture
 from harness.cells import Cell
 from harness.runner import run_all
-from harness.store import UserError, load_or_set_aside, load_tensors, read_record
+from harness.store import UserError, load_or_set_aside, load_tensors, read_record, read_tensors
 from hyperparameters import HYPERPARAMETERS, hyperparameters_of, parse_override, training_row
 
 MODELS = Path(__file__).parent.parent / "results" / "models"
@@ -153,7 +152,7 @@ class Plan:
 
     def outputs(self, cell):
         """The outputs after each request; None where they are missing."""
-        stored = load_or_set_aside(self.outputs_path(cell), load_tensors)
+        stored = load_or_set_aside(self.outputs_path(cell), read_tensors)
         return None if stored is None else stored["requests"]
 
     def needs_model(self, cell):
@@ -162,7 +161,7 @@ class Plan:
         wanted = self.config.save_models or (relearning in self.specs and relearning not in self.records)
         if cell.tree != "cells" or not wanted:
             return False
-        stored = load_or_set_aside(cell.model_path(self.config), load_tensors)
+        stored = load_or_set_aside(cell.model_path(self.config), read_tensors)
         return stored is None or stored["config"] != self.specs[cell]
 
     def prepare(self):
@@ -179,7 +178,7 @@ class Plan:
             print(f"{self.dataset.name}: pre-unlearning model, accuracy {', '.join(found.values())}")
         references, row = self.shards("SISA")
         if auditing:
-            self.references = load_or_set_aside(self.checkpoint_path("references", references), load_tensors)
+            self.references = load_or_set_aside(self.checkpoint_path("references", references), read_tensors)
         missing = auditing and self.references is None
         for method in sorted({self.specs[cell]["method"] for cell in todo} | ({"SISA"} if missing else set())):
             if hasattr(METHODS[method], "prepare_shard"):
@@ -205,7 +204,7 @@ class Plan:
             return {"spec": spec, "dataset": self.dataset, "partial": partials[name], **more}
 
         with store.locked(next(iter(paths.values())).parent):  # another run that needs them waits until they are there
-            made = {name: load_or_set_aside(path, load_tensors) or self.committed(path) for name, path in paths.items()}
+            made = {name: load_or_set_aside(path, read_tensors) or self.committed(path) for name, path in paths.items()}
             calls = {name: partial(arguments, name) for name in wanted if made[name] is None}
             for name, checkpoint in run_all(function, calls, self.config, f"{self.dataset.name}: preparing"):
                 made[name] = checkpoint
@@ -215,7 +214,7 @@ class Plan:
 
     def committed(self, path):
         """A checkpoint that came with the repository, or None."""
-        return load_or_set_aside(MODELS / self.dataset.name / path.name, load_tensors)
+        return load_or_set_aside(MODELS / self.dataset.name / path.name, read_tensors)
 
     def checkpoint_path(self, name, spec):
         return Path(self.config.checkpoints_dir, self.dataset.name, f"{name}-{cells.key(spec)}.pt")
@@ -257,7 +256,7 @@ class Plan:
             record |= start | self.provenance
             with store.locked(Path(self.config.results_dir)):
                 self.look_again(cell)
-                store.save_atomically(cell.path(self.config), (json.dumps(record, indent=1) + "\n").encode())
+                store.save_record(cell.path(self.config), record)
             self.records[cell] = record
         if outputs and cell.tree in ("cells", "ablation") and replace(cell, tree="audit") in self.specs:
             store.save_tensors(self.outputs_path(cell), {"requests": outputs})

@@ -11,7 +11,8 @@ from pathlib import Path
 import joblib
 from tqdm import tqdm
 
-from harness.store import PORTABLE, UserError
+from harness.scripts import PORTABLE
+from harness.store import UserError
 
 PR_SET_PDEATHSIG = 1  # of Linux' prctl: the signal that a process gets when its parent dies
 SHARED = ("dataset", "f_o_state", "prepared")  # arguments of many calls, sent to a cluster once

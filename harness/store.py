@@ -1,57 +1,20 @@
-"""Files: written in full or not at all, damaged ones set aside; and the errors that a user can fix."""
+"""Files: written in full or not at all, checked when they are read; and the errors that a user can fix."""
 
 import hashlib
 import io
 import json
 import os
-import signal
-import sys
 import tempfile
-import warnings
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import tyro
 from filelock import FileLock
-
-# What selects the same kernels on every x86 processor with AVX2.
-PORTABLE = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
 
 
 class UserError(Exception):
-    """A mistake that the user can fix; see `run_script`."""
-
-
-def run_script(function, settings, description):
-    """Call a script's main function with its settings, a dataclass, from the command line.
-
-    A UserError, or a default that was edited to a value its field cannot have, ends the script with one line and exit
-    status 2. Ctrl-C ends it with one line and status 130, SIGTERM with status 143.
-    """
-    try:
-        with warnings.catch_warnings(action="error", category=UserWarning):
-            chosen = tyro.cli(settings, description=description)
-        if getattr(chosen, "kernels", "native") == "portable" and not os.environ.items() >= PORTABLE.items():
-            os.environ.update(PORTABLE)
-            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # they are read when torch is imported
-        signal.signal(signal.SIGTERM, terminate)
-        function(chosen)
-    except (UserError, UserWarning) as error:
-        print("error:", str(error).partition(" We'll try")[0], file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:  # the output's reader, such as head, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except KeyboardInterrupt as stopped:
-        print("\ninterrupted; the same command continues with what is not finished", file=sys.stderr)
-        sys.exit(143 if stopped.args else 130)
-
-
-def terminate(number, frame):
-    """SIGTERM ends a script as Ctrl-C does, with status 143."""
-    raise KeyboardInterrupt(number)
+    """A mistake that the user can fix; see `scripts.run_script`."""
 
 
 def check_writable(folder):
@@ -97,18 +60,26 @@ def save_atomically(path, content):
 
 
 def save_tensors(path, values):
-    """Write tensors and plain values with `save_atomically`."""
+    """Write tensors and plain values with `save_atomically`, and the file's name with them."""
     serialised = io.BytesIO()  # writing straight to a full disk, torch does not say why it fails
-    torch.save(values, serialised)
+    torch.save({"file": path.name, "values": values}, serialised)
     save_atomically(path, serialised.getbuffer())
 
 
 def load_tensors(path):
-    """Tensors and plain values from a file, on the CPU; never pickled objects. An error for a single wrong bit."""
-    with zipfile.ZipFile(path) as archive:
+    """What `save_tensors` wrote, on the CPU; never pickled objects. An error for a single wrong bit."""
+    return read_tensors(Path(path).read_bytes())
+
+
+def read_tensors(content, path=None):
+    """`load_tensors` of a file's bytes; with `path`, an error if they are another file's."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
         if wrong := archive.testzip():  # torch does not look at the checksums
             raise zipfile.BadZipFile(f"the checksum of {wrong} is wrong")
-    return torch.load(path, weights_only=True, map_location="cpu")
+    stored = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    if path and path.name != stored["file"]:
+        raise ValueError(f"it is {stored['file']}")
+    return stored["values"]
 
 
 def digest(state):
@@ -120,15 +91,15 @@ def digest(state):
 
 
 def load_or_set_aside(path, read):
-    """What `read` makes of a file, or None where there is none.
+    """What `read` makes of a file's bytes and path, or None where there is none.
 
     A damaged file is renamed to *.damaged and counts as missing. A UserError names a file that cannot be read for lack
     of permission or memory.
     """
-    if not path.exists():
-        return None
     try:
-        return read(path)
+        return read(path.read_bytes(), path)
+    except FileNotFoundError:
+        return None
     except (OSError, MemoryError) as error:
         raise UserError(f"{path} cannot be read: {str(error) or type(error).__name__}")
     except Exception as error:  # json, zip and pickle readers each raise their own
@@ -138,9 +109,27 @@ def load_or_set_aside(path, read):
         return None
 
 
-def read_record(path):
-    """A cell's record; a ValueError or TypeError if the JSON is not one."""
-    record = json.loads(path.read_text(encoding="utf-8"))
-    if "config" not in record:
-        raise ValueError("not a cell")
+def save_record(path, record):
+    """Write a cell's record, with the path below the results' folder and a checksum, by `save_atomically`."""
+    record = {"file": below_results(path), **record}
+    record = {"checksum": checksum(record), **record}
+    save_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def read_record(content, path):
+    """A cell's record from its file's bytes; an error if they have changed since they were saved there."""
+    record = json.loads(content)
+    if record.pop("checksum") != checksum(record):
+        raise ValueError("the checksum is wrong")
+    if (file := record.pop("file")) != below_results(path):
+        raise ValueError(f"it is {file}")
     return record
+
+
+def below_results(path):
+    """<tree>/<dataset>/<task>/<method>/<file>"""
+    return "/".join(path.parts[-5:])
+
+
+def checksum(record):
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]

@@ -43,8 +43,8 @@ def read_cells(results_dir):
     for tree in TREES:
         for path in sorted(Path(results_dir, tree).glob("*/*/*/seed*.json")):
             try:
-                rows += rows_of(tree, read_record(path))
-            except (OSError, ValueError, KeyError, TypeError) as error:
+                rows += rows_of(tree, read_record(path.read_bytes(), path))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{path} is no sound cell ({error!r}); remove it and run main.py again")
     if not rows:
         raise UserError(f"{results_dir} holds no cells; make some with main.py --results-dir {results_dir}")

@@ -16,6 +16,7 @@ import models
 from config import Config
 from data import Dataset, Images, Split
 from harness.cells import key
+from harness.store import save_record
 
 ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)
@@ -146,10 +147,9 @@ QUIET = {"device": "a processor", "threads": 1, "jobs": 1}  # conditions under w
 def write_cell(folder, tree, dataset, task, method, seed, **content):
     """A cell's file, made by hand: `content` has its metrics, time_s, conditions ... beside the names."""
     path = folder / tree / dataset / task / method / f"seed{seed}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     config = {"method": method, "seed": seed, "device": "cpu", "threads": 1, "batch_size": 32}
     names = {"dataset": dataset, "task": task, "method": method, "seed": seed}
-    path.write_text(json.dumps({**names, "config": config, "versions": {"torch": "2"}} | content))
+    save_record(path, {**names, "config": config, "versions": {"torch": "2"}} | content)
 
 
 # Metrics of (seed 0, seed 1): Retrain's are 99, 98, 97 and 50 on average.
@@ -184,5 +184,4 @@ def write_audit(folder, dataset, task, method, seed, **metrics):
     config = {"cell": config_of[method]} | ({"retrain": config_of["Retrain"]} if method != "Retrain" else {})
     names = {"dataset": dataset, "task": task, "method": method, "seed": seed}
     path = folder / "audit" / dataset / task / method / f"seed{seed}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**names, "metrics": metrics, "config": config}))
+    save_record(path, {**names, "metrics": metrics, "config": config})

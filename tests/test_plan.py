@@ -17,7 +17,7 @@ from camu import ABLATION
 from harness import cells
 from harness.cells import Cell
 from harness.plan import Plan, check, differences
-from harness.store import UserError, digest, load_tensors, save_tensors
+from harness.store import UserError, digest, load_tensors, read_record, save_record, save_tensors
 from harness.tasks import parse_task, parse_tasks
 
 BASE = {"Retrain", "Original", "CaMU"}  # what the ablation stands beside
@@ -204,7 +204,8 @@ def test_saved_models_follow_their_cells(make_plan):
     finish(plan := make_plan(methods=("Retrain",)))
     path, model = cell().path(plan.config), cell().model_path(plan.config)
     assert not model.exists()
-    path.write_text(before := path.read_text().replace("12.34", "56.78"))
+    save_record(path, read_record(path.read_bytes(), path) | {"time_s": 56.78})
+    before = path.read_text()
     plan = make_plan(methods=("Retrain",), save_models=True)
     assert plan.todo("cells") == [cell()]
     finish(plan)
@@ -342,7 +343,7 @@ def test_one_seed_of_retrain_has_a_floor(make_plan):
 def test_a_dry_run_lists_what_is_done_missing_and_unlike_and_the_last_times_here(make_plan, tmp_path):
     finish(plan := make_plan(methods=("Retrain", "CaMU"), seeds=(0, 1, 2)), cell(), cell(seed=2), cell("CaMU"))
     path = cell(seed=2).path(plan.config)
-    path.write_text(path.read_text().replace("12.34", "56.78"))
+    save_record(path, read_record(path.read_bytes(), path) | {"time_s": 56.78})
     os.utime(cell().path(plan.config), (1e9, 1e9))
     text = make_plan(methods=("Retrain", "CaMU", "SISA"), seeds=(0, 1, 2), dry_run=True).listing().splitlines()
     assert "done, missing, or made with another configuration" in text[0]
@@ -354,9 +355,9 @@ def test_a_dry_run_lists_what_is_done_missing_and_unlike_and_the_last_times_here
     (line,) = make_plan(methods=("CaMU",), batch_size=64, dry_run=True).listing().splitlines()[2:]
     assert re.fullmatch(r" *cells +class0 +CaMU +- +- +12\.3 +0 \(batch_size: 32 -> 64, pretrained: .*\)", line)
     assert make_plan(methods=("CaMU",), threads=2, dry_run=True).listing().split().count("12.3") == 0
-    content = json.loads(path.read_text())
+    content = read_record(path.read_bytes(), path)
     content["conditions"]["device"] = "another processor"
-    path.write_text(json.dumps(content))
+    save_record(path, content)
     assert "12.3" in make_plan(methods=("Retrain",), dry_run=True).listing()  # of the newest cell made here
 
 

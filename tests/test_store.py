@@ -2,25 +2,18 @@
 
 import errno
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Literal
 
 import pytest
 import torch
-from conftest import ROOT
 
 from harness.store import (
-    PORTABLE,
     UserError,
     check_writable,
     digest,
     load_or_set_aside,
-    load_tensors,
     read_record,
-    run_script,
+    read_tensors,
     save_atomically,
     save_tensors,
 )
@@ -66,7 +59,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
 def test_tensors_and_plain_values_come_back(tmp_path):
     path = tmp_path / "model.pt"
     save_tensors(path, {"state": {"w": torch.arange(3)}, "seconds": 1.5, "config": {"lr": None}})
-    found = load_or_set_aside(path, load_tensors)
+    found = load_or_set_aside(path, read_tensors)
     assert found["state"]["w"].tolist() == [0, 1, 2] and found["seconds"] == 1.5 and found["config"] == {"lr": None}
 
 
@@ -77,7 +70,7 @@ def test_tensors_with_a_single_wrong_bit_are_damaged(tmp_path, capsys, change):
     content = bytearray(path.read_bytes())
     content[200_000] ^= 1
     path.write_bytes(content if change == "flipped" else content[:57_000])
-    assert load_or_set_aside(path, load_tensors) is None
+    assert load_or_set_aside(path, read_tensors) is None
     assert f"{path} is damaged (BadZipFile): set aside" in capsys.readouterr().out
 
 
@@ -91,7 +84,7 @@ def test_a_digest_covers_names_and_every_bit():
 
 def test_pickled_objects_are_not_run(tmp_path, capsys):
     torch.save({"state": UserError("an object")}, tmp_path / "model.pt")
-    assert load_or_set_aside(tmp_path / "model.pt", load_tensors) is None
+    assert load_or_set_aside(tmp_path / "model.pt", read_tensors) is None
     assert "is damaged (UnpicklingError): set aside as model.pt.damaged" in capsys.readouterr().out
 
 
@@ -113,7 +106,7 @@ def test_what_is_not_there_is_missing_without_a_word(tmp_path, capsys):
     "error, words", [(PermissionError(13, "Permission denied"), "Permission denied"), (MemoryError(), "MemoryError")]
 )
 def test_what_cannot_be_read_for_another_reason_is_not_set_aside(tmp_path, error, words):
-    def refuse(_):
+    def refuse(content, name):
         raise error
 
     path = tmp_path / "seed0.json"
@@ -121,79 +114,3 @@ def test_what_cannot_be_read_for_another_reason_is_not_set_aside(tmp_path, error
     with pytest.raises(UserError, match=f"{path} cannot be read: .*{words}"):
         load_or_set_aside(path, refuse)
     assert path.exists()
-
-
-@dataclass
-class Settings:
-    device: Literal["cpu", "cuda"] = "cpu"
-
-
-@dataclass
-class EditedSettings(Settings):
-    device: Literal["cpu", "cuda"] = "tpu"
-
-
-@pytest.mark.parametrize(
-    "error, status, line",
-    [
-        (UserError("--seeds is empty"), 2, "error: --seeds is empty\n"),
-        (KeyboardInterrupt(), 130, "\ninterrupted; the same command continues with what is not finished\n"),
-    ],
-)
-def test_a_script_ends_with_an_error_that_users_can_mend_in_one_line(monkeypatch, capsys, error, status, line):
-    def fail(_):
-        raise error
-
-    monkeypatch.setattr(sys, "argv", ["script.py"])
-    with pytest.raises(SystemExit) as ended:
-        run_script(fail, Settings, "what it does")
-    assert (ended.value.code, capsys.readouterr().err) == (status, line)
-
-
-def test_a_reader_that_has_gone_ends_a_script_without_a_word():
-    given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, str(ROOT / "report.py"), "--help"], **given) as running:
-        running.stdout.close()
-        assert running.stderr.read() == ""
-    assert running.returncode == 141
-
-
-def test_a_script_gets_its_settings_from_the_command_line_and_shows_other_errors_in_full(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["script.py", "--device", "cuda"])
-    run_script(print, Settings, "what it does")
-    assert capsys.readouterr().out == "Settings(device='cuda')\n"
-    with pytest.raises(ZeroDivisionError):
-        run_script(lambda _: 1 / 0, Settings, "what it does")
-
-
-def test_a_default_that_was_edited_to_what_does_not_exist_is_said_in_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["script.py"])
-    with pytest.raises(SystemExit) as ended:
-        run_script(lambda _: pytest.fail("was called"), EditedSettings, "what it does")
-    line = capsys.readouterr().err
-    assert ended.value.code == 2 and line.count("\n") == 1
-    assert line.startswith("error: ") and "`device`" in line and "`tpu`" in line
-
-
-def test_portable_kernels_are_chosen_before_torch_is_imported(tmp_path):
-    script = f"""import sys; sys.path.insert(0, {str(ROOT)!r})
-import dataclasses, os, torch
-from harness.store import PORTABLE, run_script
-
-@dataclasses.dataclass
-class Settings:
-    kernels: str = "native"
-
-def main(settings):
-    print(torch.backends.cpu.get_cpu_capability(), PORTABLE.items() <= os.environ.items())
-
-run_script(main, Settings, "")
-"""
-    (tmp_path / "script.py").write_text(script)
-    run = [sys.executable, "script.py", "--kernels"]
-    env = {name: value for name, value in os.environ.items() if name not in PORTABLE}
-    found = [
-        subprocess.run([*run, kernels], cwd=tmp_path, env=env, capture_output=True, text=True).stdout.split()
-        for kernels in ("native", "portable")
-    ]
-    assert found[0][1] == "False" and found[1] == ["AVX2", "True"]

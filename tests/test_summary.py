@@ -1,12 +1,11 @@
 """Averages: over seeds, to Retrain, of times and of relearning."""
 
-import json
 import math
 
 import pytest
 from conftest import QUIET, RANDOM, write_audit, write_cell, write_random
 
-from harness.store import UserError
+from harness.store import UserError, read_record, save_record
 from reporting import summary
 from reporting.summary import Stat, read_cells, summarise
 
@@ -180,9 +179,9 @@ def test_records_of_older_runs_still_count(tmp_path):
     """Without the command, the versions and the conditions."""
     write_cell(tmp_path, "cells", "Digit", "random10", "CaMU", 0, metrics=METRICS)
     path = tmp_path / "cells/Digit/random10/CaMU/seed0.json"
-    record = json.loads(path.read_text())
+    record = read_record(path.read_bytes(), path)
     del record["versions"]
-    path.write_text(json.dumps(record))
+    save_record(path, record)
     (cell,) = read_cells(tmp_path).itertuples()
     assert (cell.command, cell.conditions, cell.versions, cell.A_r) == ("", "", {}, 90) and math.isnan(cell.time_s)
     made = {"conditions": QUIET, "command": "python x", "commit": "v1-dirty"}

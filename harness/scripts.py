@@ -1,0 +1,60 @@
+"""Running a script: its settings from the command line, and every ending in one line.
+
+Importing this module comes first in a script, so that Ctrl-C ends the other imports, which take seconds, in one line.
+"""
+
+import os
+import signal
+import sys
+import warnings
+
+# What selects the same kernels on every x86 processor with AVX2.
+PORTABLE = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
+INTERRUPTED = "\ninterrupted; the same command continues with what is not finished"
+
+
+def say_interrupted(kind, error, trace):
+    """What Python calls for an error that nobody has caught."""
+    if issubclass(kind, KeyboardInterrupt):
+        print(INTERRUPTED, file=sys.stderr)
+        os._exit(130)  # libraries that are half imported may hang
+    sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = say_interrupted
+
+
+def run_script(function, settings, description):
+    """Call a script's main function with its settings, a dataclass, from the command line.
+
+    A UserError, or a default that was edited to a value its field cannot have, ends the script with one line and exit
+    status 2. Ctrl-C ends it with one line and status 130, SIGTERM with status 143.
+    """
+    import tyro
+
+    from harness.store import UserError
+
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal may not know all signs
+    try:
+        with warnings.catch_warnings(action="error", category=UserWarning):
+            chosen = tyro.cli(settings, description=description)
+        if getattr(chosen, "kernels", "native") == "portable" and not os.environ.items() >= PORTABLE.items():
+            os.environ.update(PORTABLE)
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # they are read when torch is imported
+        signal.signal(signal.SIGTERM, terminate)
+        function(chosen)
+    except (UserError, UserWarning, MemoryError) as error:
+        print("error:", str(error).partition(" We'll try")[0] or "there is not enough memory", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # the output's reader, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except KeyboardInterrupt as stopped:
+        print(INTERRUPTED, file=sys.stderr)
+        sys.exit(143 if stopped.args else 130)
+
+
+def terminate(number, frame):
+    """SIGTERM ends a script as Ctrl-C does, with status 143."""
+    raise KeyboardInterrupt(number)

@@ -1,0 +1,89 @@
+"""How the scripts begin and end."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+from conftest import ROOT
+
+from harness.scripts import PORTABLE, run_script
+from harness.store import UserError
+
+
+@dataclass
+class Settings:
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+@dataclass
+class EditedSettings(Settings):
+    device: Literal["cpu", "cuda"] = "tpu"
+
+
+@pytest.mark.parametrize(
+    "error, status, line",
+    [
+        (UserError("--seeds is empty"), 2, "error: --seeds is empty\n"),
+        (KeyboardInterrupt(), 130, "\ninterrupted; the same command continues with what is not finished\n"),
+    ],
+)
+def test_a_script_ends_with_an_error_that_users_can_mend_in_one_line(monkeypatch, capsys, error, status, line):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    with pytest.raises(SystemExit) as ended:
+        run_script(fail, Settings, "what it does")
+    assert (ended.value.code, capsys.readouterr().err) == (status, line)
+
+
+def test_a_reader_that_has_gone_ends_a_script_without_a_word():
+    given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, str(ROOT / "report.py"), "--help"], **given) as running:
+        running.stdout.close()
+        assert running.stderr.read() == ""
+    assert running.returncode == 141
+
+
+def test_a_script_gets_its_settings_from_the_command_line_and_shows_other_errors_in_full(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["script.py", "--device", "cuda"])
+    run_script(print, Settings, "what it does")
+    assert capsys.readouterr().out == "Settings(device='cuda')\n"
+    with pytest.raises(ZeroDivisionError):
+        run_script(lambda _: 1 / 0, Settings, "what it does")
+
+
+def test_a_default_that_was_edited_to_what_does_not_exist_is_said_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    with pytest.raises(SystemExit) as ended:
+        run_script(lambda _: pytest.fail("was called"), EditedSettings, "what it does")
+    line = capsys.readouterr().err
+    assert ended.value.code == 2 and line.count("\n") == 1
+    assert line.startswith("error: ") and "`device`" in line and "`tpu`" in line
+
+
+def test_portable_kernels_are_chosen_before_torch_is_imported(tmp_path):
+    script = f"""import sys; sys.path.insert(0, {str(ROOT)!r})
+import dataclasses, os, torch
+from harness.scripts import PORTABLE, run_script
+
+@dataclasses.dataclass
+class Settings:
+    kernels: str = "native"
+
+def main(settings):
+    print(torch.backends.cpu.get_cpu_capability(), PORTABLE.items() <= os.environ.items())
+
+run_script(main, Settings, "")
+"""
+    (tmp_path / "script.py").write_text(script)
+    run = [sys.executable, "script.py", "--kernels"]
+    env = {name: value for name, value in os.environ.items() if name not in PORTABLE}
+    found = [
+        subprocess.run([*run, kernels], cwd=tmp_path, env=env, capture_output=True, text=True).stdout.split()
+        for kernels in ("native", "portable")
+    ]
+    assert found[0][1] == "False" and found[1] == ["AVX2", "True"]
