@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from harness.augmentation import crop_and_flip, draw_crops
+from harness.samples import check_labels, check_samples, positions
 from harness.store import UserError
 from harness.tasks import chosen_samples
 from hyperparameters import FEW, LARGE
@@ -160,7 +161,7 @@ class Split:
         `forget` has positions in `train`, each once, of D_r but not all of it, else a UserError. All samples that are
         left of some classes and no other make it a class removal.
         """
-        forget = torch.as_tensor(forget, device=self.remain.device).sort().values
+        forget = positions(forget, self.remain.device).sort().values
         if not 0 < len(forget) < len(self.remain):
             counts = f"{len(forget)} of {len(self.remain)} samples"
             raise UserError(f"{counts} are to be forgotten; at least one must be, and one remain")
@@ -239,13 +240,15 @@ def tensor_split(x, y, forget):
     x : Tensor, (N, C, H, W)
         Training samples as the model takes them (float), or uint8 pixels that it takes divided by 255.
     y : LongTensor, (N,)
-        Labels from 0; with one class only, a UserError.
+        Labels from 0, of at least two classes.
     forget : LongTensor or sequence of int
         Positions of the samples to forget, as in `Split.next`.
+
+    A UserError names what does not fit.
     """
-    if not y.any():
-        raise UserError("all labels are 0: unlearning needs at least two classes")
-    return whole_split(Images(x, y), int(y.max()) + 1).next(forget)
+    check_samples(x, y, "the tensors")
+    check_labels(y)
+    return whole_split(Images(x, y.long()), int(y.max()) + 1).next(forget)
 
 
 @dataclass(frozen=True)

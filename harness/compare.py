@@ -2,7 +2,6 @@
 
 import copy
 import math
-import os
 import warnings
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -10,8 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader, TensorDataset
-from tqdm import tqdm
 
 import models
 from audit import AUDIT, audit, reference_probabilities
@@ -19,6 +16,7 @@ from baselines import METHODS
 from data import Dataset, Images, derive_seed, generator, whole_split
 from harness.cells import test_accuracy, timed
 from harness.datasets import check_test_samples
+from harness.samples import check_labels, check_samples, packed, positions, read_samples
 from harness.store import UserError
 from hyperparameters import hyperparameters_of, settings, training_row
 from metrics import FEWEST, METRICS, evaluate, gap, tug_of_war
@@ -136,68 +134,6 @@ def run(name, f_o, split, dataset, given):
     return timed(METHODS[name].unlearn, f_o, split, given)
 
 
-def read_samples(samples, name, progress):
-    """(x, y) on the CPU from whatever holds samples; x is a tensor, or several in a dict or tuple."""
-    dataset = samples.dataset if isinstance(samples, DataLoader) else samples  # a loader may shuffle
-    if isinstance(dataset, TensorDataset):
-        *x, y = dataset.tensors
-        dataset = x[0] if len(x) == 1 else tuple(x), y
-    if not (isinstance(dataset, (tuple, list)) and len(dataset) == 2):
-        dataset = read_dataset(dataset, name, progress)
-    x, y = of_each(tensor, dataset[0]), tensor(dataset[1])
-    if y.dim() != 1 or y.is_floating_point() or y.dtype == torch.bool:
-        raise UserError(f"{name}: labels are {y.dtype} of {tuple(y.shape)}; they must be whole numbers, one a sample")
-    return x, y.long()
-
-
-def tensor(values):
-    values = values if isinstance(values, torch.Tensor) else torch.from_numpy(np.asarray(values))
-    return values.detach().cpu()
-
-
-def of_each(function, *xs):
-    """`function` of samples that are one tensor, or of each part of those that have several."""
-    if isinstance(xs[0], dict):
-        return {key: function(*(x[key] for x in xs)) for key in xs[0]}
-    return tuple(map(function, *xs)) if isinstance(xs[0], tuple) else function(*xs)
-
-
-def read_dataset(dataset, name, progress):
-    """All samples of a Dataset or Subset, stacked."""
-    try:
-        first, _ = sample(dataset[0])
-        parts = list(first.values()) if isinstance(first, dict) else first if isinstance(first, tuple) else [first]
-        size = sum(torch.as_tensor(part).nbytes for part in parts) * len(dataset)
-    except (TypeError, LookupError, ValueError, RuntimeError, StopIteration) as error:
-        raise UserError(f"{name} must be (x, y), or hold (tensor, label) for each sample ({error})")
-    if size > (free := free_memory()):
-        raise UserError(f"{name} needs {size / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free")
-    shown = {"desc": f"reading {name}, {size / 1e6:.0f} MB", "disable": None if progress else True, "leave": False}
-    try:
-        batches = [sample(batch) for batch in tqdm(DataLoader(dataset, batch_size=500), **shown)]
-    except RuntimeError as error:
-        raise UserError(f"{name}: samples differ in shape: resize or pad them ({' '.join(str(error).split())})")
-    xs, ys = zip(*batches)
-    return of_each(lambda *parts: torch.cat(parts), *xs), torch.cat(ys)
-
-
-def sample(item):
-    """(x, label) of what a Dataset gives: a tuple, or a dict with the label among the inputs."""
-    if isinstance(item, dict):
-        label = next(key for key in ("labels", "label") if key in item)  # as Hugging Face's data sets call it
-        return {key: value for key, value in item.items() if key != label}, item[label]
-    x, label = item[0], item[1]
-    return tuple(x) if isinstance(x, list) else x, label  # a DataLoader makes lists of tuples
-
-
-def free_memory():
-    """Bytes of memory that are free; infinity where the system does not say."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows, macOS
-        return float("inf")
-
-
 def check_inputs(inputs, net):
     if inputs not in ("values", "embedding"):
         raise UserError(f"inputs {inputs!r} is unknown; there are values, embedding")
@@ -205,37 +141,10 @@ def check_inputs(inputs, net):
         raise UserError('inputs "embedding": the net has no nn.Embedding, on whose output the noise could go')
 
 
-def packed(x, y, name, inputs):
-    """((x, y), unpack), x one tensor; several become one of (N, entries), which `unpack` takes apart for the net."""
-    parts = list(x.values()) if isinstance(x, dict) else list(x) if isinstance(x, tuple) else [x]
-    for part in parts:
-        whole = not part.is_floating_point()
-        if inputs == "embedding" and not whole:
-            raise UserError(f'{name} is {part.dtype}; inputs "embedding" is for whole numbers, such as tokens')
-        if inputs == "values" and (len(parts) > 1 or (whole and part.dtype != torch.uint8)):
-            what = f"of {len(parts)} parts" if len(parts) > 1 else f"{part.dtype}"
-            raise UserError(f'{name} is {what}: for tokens say inputs="embedding", else give one tensor of floats')
-        if len(part) != len(parts[0]):
-            raise UserError(f"{name}: the parts of x have {len(parts[0])} and {len(part)} samples")
-    if isinstance(x, torch.Tensor):
-        return (x.long() if inputs == "embedding" else x, y), None
-    forms = [(part.shape[1:], part.dtype) for part in parts]
-    sizes = [shape.numel() for shape, _ in forms]
-
-    def unpack(batch):
-        found = [part.view(-1, *shape).to(dtype) for part, (shape, dtype) in zip(batch.split(sizes, 1), forms)]
-        return dict(zip(x, found)) if isinstance(x, dict) else found
-
-    return (torch.cat([part.flatten(1).long() for part in parts], 1), y), unpack
-
-
 def check(f_o, train, test):
-    """Check the samples that `compare` was given against each other and the net; return the number of classes."""
-    for name, (x, y) in (("train", train), ("test", test)):
-        if len(x) != len(y) or not len(x):
-            raise UserError(f"{name} has {len(x)} samples and {len(y)} labels")
-        if x.is_floating_point() and not (finite := x.flatten(1).isfinite().all(1)).all():
-            raise UserError(f"{name}: sample {int((~finite).nonzero()[0])} holds nan or infinity")
+    """Check the samples that `compare` was given against the net; return the number of classes."""
+    for name, part in (("train", train), ("test", test)):
+        check_samples(*part, name)
     check_test_samples("test", len(test[0]))
     (x, y), weight = train, next(f_o.parameters())
     if x.is_floating_point() and x.dtype != weight.dtype:
@@ -247,11 +156,9 @@ def check(f_o, train, test):
         raise UserError(f"the net's output is {tuple(output.shape)} for two samples; {wanted}")
     classes = output.shape[1]
     for name, (_, labels) in (("train", train), ("test", test)):
-        lowest, highest = int(labels.min()), int(labels.max())
-        if lowest < 0 or highest >= classes:
-            raise UserError(f"{name}: labels go from {lowest} to {highest}; the net has classes 0 to {classes - 1}")
-    if len(known := y.unique()) < 2:
-        raise UserError(f"all labels are {int(y[0])}: unlearning needs at least two classes")
+        if (highest := int(labels.max())) >= classes:
+            raise UserError(f"{name}: labels go up to {highest}; the net has classes 0 to {classes - 1}")
+    known = check_labels(y)
     if len(known) < classes:
         absent = next(label for label in range(classes) if label not in known)
         warnings.warn(f"class {absent} has no training sample: are the labels without gaps?", stacklevel=3)
@@ -269,18 +176,13 @@ def chosen(forget, classes, labels):
         if absent := [int(label) for label in wanted if not (labels == label).any()]:
             raise UserError(f"no training sample is of class {absent[0]}")
         return torch.isin(labels, wanted).nonzero()[:, 0]
-    forget = torch.as_tensor(np.asarray(forget) if isinstance(forget, (list, tuple, range, set)) else forget)
-    if forget.dtype == torch.bool:
-        if forget.shape != labels.shape:
-            raise UserError(
-                f"the mask of what to forget is {tuple(forget.shape)}; there are {len(labels)} training samples"
-            )
-        return forget.nonzero()[:, 0]
-    if forget.is_floating_point() or forget.dim() != 1:
-        raise UserError(
-            f"forget is {forget.dtype} of {tuple(forget.shape)}; it must be whole numbers or a boolean mask"
-        )
-    return forget.long()
+    forget = forget if isinstance(forget, torch.Tensor) else np.asarray(list(forget))
+    if forget.dtype not in (torch.bool, np.bool_):
+        return positions(forget, labels.device)
+    if tuple(forget.shape) != tuple(labels.shape):
+        mask = f"the mask of what to forget is {tuple(forget.shape)}"
+        raise UserError(f"{mask}; there are {len(labels)} training samples")
+    return torch.as_tensor(forget, device=labels.device).nonzero()[:, 0]
 
 
 def trained_references(count, dataset, seed, training, progress):

@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 import camu
-from harness.compare import check, chosen, read_samples
+from harness.compare import check, chosen
+from harness.samples import read_samples
 from harness.store import UserError
 from models import Represented
 
@@ -189,8 +190,6 @@ def test_samples_come_from_whatever_holds_them():
 @pytest.mark.parametrize(
     "samples, message",
     [
-        ((torch.rand(3, 2), torch.rand(3)), "train: labels are torch.float32"),
-        ((torch.rand(3, 2), torch.zeros(3, 1, dtype=int)), r"train: labels are torch.int64 of \(3, 1\)"),
         (Rows(["a"], torch.zeros(1)), r"train must be \(x, y\), or hold \(tensor, label\)"),
         (3, r"train must be \(x, y\), or hold"),
     ],
@@ -201,7 +200,7 @@ def test_what_holds_no_samples_is_refused(samples, message):
 
 
 def test_more_than_fits_into_memory_is_refused(monkeypatch):
-    monkeypatch.setattr("harness.compare.free_memory", lambda: 10)
+    monkeypatch.setattr("harness.samples.free_memory", lambda: 10)
     with pytest.raises(UserError, match=r"train needs 0.0 GB of memory, and 0.0 GB are free"):
         read_samples(Rows(torch.rand(7, 3), torch.zeros(7)), "train", progress=False)
 
@@ -212,13 +211,15 @@ X, Y = torch.rand(6, 4), torch.arange(6) % 3
 @pytest.mark.parametrize(
     "net, train, message",
     [
-        (nn.Linear(4, 3), (X, Y[:5]), "train has 6 samples and 5 labels"),
-        (nn.Linear(4, 3), (X[:0], Y[:0]), "train has 0 samples and 0 labels"),
+        (nn.Linear(4, 3), (X, Y[:5]), r"train: x is of \(6, 4\) and has 5 labels"),
+        (nn.Linear(4, 3), (X[:0], Y[:0]), r"train: x is of \(0, 4\) and has 0 labels"),
         (nn.Linear(4, 3), (torch.where(X[2, 1] == X, torch.nan, X), Y), "train: sample 2 holds nan or infinity"),
         (nn.Linear(4, 3).half(), (X, Y), "train is torch.float32 and the net's weights are torch.float16"),
         (nn.Linear(4, 1), (X, Y), r"the net's output is \(2, 1\) for two samples"),
-        (nn.Linear(4, 3), (X, Y + 1), "train: labels go from 1 to 3; the net has classes 0 to 2"),
-        (nn.Linear(4, 3), (X, Y - 1), "train: labels go from -1 to 1"),
+        (nn.Linear(4, 3), (X, Y + 1), "train: labels go up to 3; the net has classes 0 to 2"),
+        (nn.Linear(4, 3), (X, Y - 1), "train: label -1 is below 0"),
+        (nn.Linear(4, 3), (X, torch.rand(6)), "train: labels are torch.float32"),
+        (nn.Linear(4, 3), (X, Y[:, None]), r"train: labels are torch.int64 of \(6, 1\)"),
         (nn.Linear(4, 3), (X, Y * 0 + 2), "all labels are 2: unlearning needs at least two classes"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Damaged files of every sort that a run reads again: the same numbers come out, or the file is named and made again."""
+"""Damaged files of every sort that a run reads again: the same numbers, or the file is named and made again."""
 
 import json
 import os

@@ -349,3 +349,46 @@ def test_masks_are_added_to_what_the_model_sees():
     torch.testing.assert_close(x_r, images.batch(joint.remain[rows], joint.counterfactual_crops[rows]))
     assert ((x_c - x_r) > -1e-5).all() and ((x_c - x_r) < 1 + 1e-5).all()  # drawn after normalisation
     assert not torch.equal(joint.counterfactual_crops, joint.forget_crops)
+
+
+X, Y = torch.rand(6, 4), torch.arange(6) % 3
+
+
+@pytest.mark.parametrize(
+    "x, y, forget, message",
+    [
+        (X.numpy(), Y, [0], "the tensors must be tensors, and one is a ndarray"),
+        (X, Y.tolist(), [0], "one is a list"),
+        (X, Y.float(), [0], "labels are torch.float32"),
+        (X, Y > 0, [0], "labels are torch.bool"),
+        (X, Y[:, None], [0], r"labels are torch.int64 of .6, 1."),
+        (X, Y[:5], [0], r"x is of .6, 4. and has 5 labels"),
+        (X[:0], Y[:0], [0], r"x is of .0, 4. and has 0 labels"),
+        (torch.rand(6), Y, [0], r"x is of .6,. and has 6 labels"),
+        (torch.where(X[2, 1] == X, torch.nan, X), Y, [0], "sample 2 holds nan or infinity"),
+        (X / 0, Y, [0], "sample 0 holds nan or infinity"),
+        (X, Y - 1, [0], "label -1 is below 0"),
+        (X, torch.where(Y == 0, -100, Y), [0], "label -100 is below 0"),
+        (X, Y * 0 + 2, [0], "all labels are 2"),
+        (X, Y, [0.5], "what to forget is torch.float32"),
+        (X, Y, "cat", "what to forget must be whole numbers, and is a str"),
+        (X, Y, None, "what to forget must be whole numbers, and is a NoneType"),
+        (X, Y, [[0], [1]], r"what to forget is torch.int64 of .2, 1."),
+        (X, Y, torch.ones(6, dtype=torch.bool), "what to forget is torch.bool"),
+        (X, Y, [6], "position 6 cannot be forgotten"),
+        (X, Y, [-1], "position -1 cannot be forgotten"),
+        (X, Y, [1, 1], "position 1 cannot be forgotten"),
+        (X, Y, [], "0 of 6 samples are to be forgotten"),
+        (X, Y, range(6), "6 of 6 samples are to be forgotten"),
+    ],
+)
+def test_tensors_that_make_no_split_are_refused_in_one_line(x, y, forget, message):
+    with pytest.raises(UserError, match=message):
+        tensor_split(x, y, forget)
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8, torch.int16])
+def test_labels_and_positions_may_be_of_any_integer_kind(kind):
+    split = tensor_split(X, Y.to(kind), torch.tensor([0, 3]).to(kind))
+    assert split.train.labels.dtype == torch.int64 and split.forget.tolist() == [0, 3]
+    assert split.forgotten_classes == (0,) and tensor_split(X, Y, (0, 3)).forget.tolist() == [0, 3]
