@@ -1,6 +1,5 @@
 """Hyperparameters: the row of every method, by data set and kind of task."""
 
-import math
 import re
 from types import SimpleNamespace
 
@@ -202,16 +201,16 @@ def parse_value(name, usual, text):
             raise ValueError(f"{first} or {second}")
         return int(text)
     if name == "epochs" or isinstance(usual, int):
-        if not re.fullmatch(r"0*[1-9]\d*", text):
-            raise ValueError("a whole number of at least 1")
+        if not re.fullmatch(r"0*[1-9]\d{0,4}", text):
+            raise ValueError("a whole number from 1 to 99999")
         return int(text)
-    most = 1 if name in ("a", "remain_fraction") else math.inf
-    wanted = "a number from 0 to 1" if most == 1 else "above 0" if name == "temperature" else "a number of at least 0"
+    most = 1 if name in ("a", "remain_fraction") else 10**6
+    wanted = "a number above 0" if name == "temperature" else f"a number from 0 to {most}"
     try:
         number = float(text)
     except ValueError:
         raise ValueError(wanted)
-    if not 0 <= number <= most or number == math.inf or (number == 0 and name == "temperature"):
+    if not 0 <= number <= most or (number == 0 and name == "temperature"):
         raise ValueError(wanted)
     return number
 

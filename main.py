@@ -14,7 +14,7 @@ from config import STUDIES, Config
 from harness.architectures import with_architecture
 from harness.cells import run_audit, run_cell, run_relearning
 from harness.datasets import load
-from harness.plan import Plan, check
+from harness.plan import Plan, check, without_effect
 from harness.runner import run_all
 from harness.tasks import parse_tasks
 from reporting.summary import frame, rows_of, summarise, write_csv
@@ -28,7 +28,7 @@ def main(config):
     for name in config.dataset:  # section 4.1: data sets, models, baselines, and what is to be forgotten
         dataset = load(name, config.data_root, config.image_size, config.label_noise, not config.quiet)
         dataset = with_architecture(dataset, config)
-        print(describe(dataset))
+        print("\n".join([describe(dataset), *without_effect(config, dataset)]))
         plans.append(Plan(dataset, tasks, config))
     if config.dry_run:
         print("\n".join(plan.listing() for plan in plans))

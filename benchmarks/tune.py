@@ -85,8 +85,8 @@ class Lost(Exception):
 
 
 def search(arguments):
-    check_arguments(arguments)
     config = replace(check(arguments), study="plain", save_models=False)
+    check_arguments(arguments)
     tasks = parse_tasks(config.tasks)
     for name in config.dataset:
         dataset = load(name, config.data_root, None, config.label_noise, not config.quiet)

@@ -211,14 +211,36 @@ def _image_folder(name, tree, image_size, progress):
     return _shuffled(name, pixels, labels, classes, image_size, files)
 
 
+class VisibleFolders(ImageFolder):
+    """An image folder whose hidden folders are no classes."""
+
+    def find_classes(self, directory):
+        classes = [label for label in super().find_classes(directory)[0] if not label.startswith(".")]
+        if not classes:
+            raise FileNotFoundError(f"{directory} has no folder for a class")
+        return classes, {label: number for number, label in enumerate(classes)}
+
+
+def refuse_loops(name, folder):
+    """Raise a UserError if a link leads to a folder that is there already: its images would count many times."""
+    seen = {}
+    for place, _, _ in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            raise UserError(f"{name}: {place} is {seen[real]} again, through a link")
+        seen[real] = place
+
+
 def _listings(name, tree):
     """{"train": [(path, label), ...], "test": ...} of a tree, and the names of its classes."""
 
     def listing(folder):
+        refuse_loops(name, folder)
         try:
-            found = ImageFolder(folder)
+            found = VisibleFolders(folder)
         except FileNotFoundError as error:
             raise UserError(f"{name}: {' '.join(str(error).split())}")
+        if broken := [path for path, _ in found.samples if not os.path.isfile(path)]:
+            raise UserError(f"{name}: {broken[0]} is no file: a link to nothing, or a pipe")
         images = {path for path, _ in found.samples}
         skipped = [path for path in map(str, folder.rglob("*")) if path not in images and os.path.isfile(path)]
         if skipped:

@@ -1,6 +1,6 @@
 """The cells of a run on one data set: which are finished, and what the others need."""
 
-import math
+import re
 import time
 from dataclasses import replace
 from functools import partial
@@ -17,12 +17,21 @@ from harness.architectures import check_architecture
 from harness.cells import Cell
 from harness.runner import run_all
 from harness.store import UserError, load_or_set_aside, load_tensors, read_record, read_tensors
+from harness.tasks import NAME
 from hyperparameters import HYPERPARAMETERS, hyperparameters_of, parse_override, training_row
 
 MODELS = Path(__file__).parent.parent / "results" / "models"
-LEAST = dict.fromkeys(("jobs", "threads", "batch_size", "pretrain_epochs", "retrain_epochs"), 1)
-LEAST |= {"seeds": 0, "gpus_per_cell": 0}
-LEAST["image_size"] = 33  # at 32 or less ResNet-18 ends in one pixel, and a batch of one sample has no variance
+RANGES = {  # what the settings may be, at least and at most
+    **dict.fromkeys(("pretrain_epochs", "retrain_epochs", "batch_size"), (1, 10**6)),
+    **dict.fromkeys(("jobs", "threads"), (1, 1024)),
+    "gpus_per_cell": (0, 1024),
+    "seeds": (0, 2**63 - 1),
+    "image_size": (33, 4096),  # at 32 or less ResNet-18 ends in one pixel, and a batch of one sample has no variance
+    "lr": (1e-30, 1e6),
+    "label_noise": (0, 99.9),
+    "time_limit": (1e-3, 1e9),
+    "trials": (1, 10**6),  # of the search
+}
 
 
 def check(config):
@@ -34,23 +43,17 @@ def check(config):
     if odd := METHODS.keys() ^ HYPERPARAMETERS.keys():
         raise UserError(f"{', '.join(sorted(odd))}: a method must be both in METHODS and in HYPERPARAMETERS")
     for name in config.dataset:
-        if Path(name).name != name:
-            raise UserError(f"--dataset {name}: give the folder's name alone, and the folder it is in as --data-root")
-    for name, least in LEAST.items():
-        given = getattr(config, name)
-        value = min(given) if isinstance(given, tuple) else given
-        if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} {value:g}: must be at least {least}")
-    if config.lr is not None and not 0 < config.lr < math.inf:
-        raise UserError(f"--lr {config.lr:g}: must be above 0")
-    if config.time_limit is not None and config.time_limit <= 0:
-        raise UserError(f"--time-limit {config.time_limit:g}: must be above 0 seconds")
-    if not 0 <= config.label_noise < 100:
-        raise UserError(f"--label-noise {config.label_noise:g}: must be a percentage from 0 to below 100")
+        if not re.fullmatch(NAME, name):
+            where = "give the folder's name alone, and the folder it is in as --data-root"
+            raise UserError(f"--dataset {name[:200]!r}: {where}; the name may have no / \\ | < > ` $ *")
+    for name, (least, most) in RANGES.items():
+        given = getattr(config, name, None)
+        for value in given if isinstance(given, tuple) else (given,):
+            if value is not None and not least <= value <= most:
+                raise UserError(f"--{name.replace('_', '-')} {str(value)[:30]}: must be from {least:g} to {most:g}")
     if config.cluster and "efficiency" in STUDIES[config.study]:
         raise UserError(f"--study {config.study} times cells on one quiet machine; run it without --cluster")
-    for text in config.override:
-        parse_override(text)
+    check_overrides(config)
     check_architecture(config)
     config = cells.choose_gpu(config)
     cells.resolve_device(config)
@@ -58,6 +61,27 @@ def check(config):
         store.check_writable(config.results_dir)
         store.check_writable(config.checkpoints_dir)
     return replace(config, methods=tuple(METHODS) if "all" in config.methods else config.methods)
+
+
+def check_overrides(config):
+    """Refuse overrides that cannot be, or that are there twice."""
+    places = [parse_override(text)[:2] for text in config.override]
+    if twice := [f"{method}.{name}" for method, name in places if places.count((method, name)) > 1]:
+        raise UserError(f"--override {twice[0]} is there twice")
+
+
+def without_effect(config, dataset):
+    """Settings that change nothing in this run, each with the reason."""
+    idle = {
+        "--gpus-per-cell": config.gpus_per_cell and not config.cluster and "it goes with --cluster",
+        "--pretrain-epochs": config.pretrain_epochs and config.checkpoint and "the model comes from --checkpoint",
+        "--image-size": config.image_size and dataset.train.side is None and "the CNN's images have 28 pixels",
+    }
+    asked = {*config.methods, *(["CaMU"] if "ablation" in STUDIES[config.study] else []), "SISA"}  # SISA's are shards
+    for text in config.override:
+        method = parse_override(text)[0]
+        idle[f"--override {text}"] = method not in asked and f"{method} is not among --methods"
+    return [f"{name} has no effect: {reason}" for name, reason in idle.items() if reason]
 
 
 class Plan:
@@ -122,6 +146,9 @@ class Plan:
         """What determines a method's preparation before any request, and its hyperparameters."""
         training = training_row(self.dataset.name, self.dataset.model, self.config)
         row = hyperparameters_of(method, self.dataset.name, "random", training, self.config.override)
+        shards, samples = row["shards"], len(self.dataset.train)
+        if shards > samples:
+            raise UserError(f"{method}: {shards} shards are more than the {samples} training samples")
         return self.pretrained_spec | row, row
 
     def refuse_unlike(self):

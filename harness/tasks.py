@@ -9,6 +9,9 @@ import torch
 
 from harness.store import UserError
 
+# What data sets and ids files may be called: it becomes part of paths and tables.
+NAME = r"[^./\\|<>`$*\x00-\x1f][^/\\|<>`$*\x00-\x1f]{0,99}"
+
 
 @dataclass(frozen=True)
 class Task:
@@ -40,17 +43,17 @@ def parse_task(text):
         "random<percent>, 0 < percent < 100, such as random10; class<k>, such as class0 or class0,3; or ids:<file>; "
         "several with > between them are requests one after another"
     )
-    if match := re.fullmatch(r"random(\d+(?:\.\d+)?)", text):
+    if match := re.fullmatch(r"random(\d{1,3}(?:\.\d{1,9})?)", text):
         percent = float(match[1])
         if not 0 < percent < 100:
             raise UserError(f"task {text!r}: {match[1]} % is not between 0 and 100; write {allowed}")
         return Task(f"random{percent:g}", percent=percent)
-    if match := re.fullmatch(r"class(\d+(?:,\d+)*)", text):
+    if match := re.fullmatch(r"class(\d{1,9}(?:,\d{1,9})*)", text):
         classes = tuple(sorted({int(k) for k in match[1].split(",")}))
         return Task("class" + ",".join(map(str, classes)), classes=classes)
     if text.startswith("ids:"):
         return _read_ids(Path(text.removeprefix("ids:")))
-    raise UserError(f"task {text!r} is unknown; write {allowed}")
+    raise UserError(f"task {text[:200]!r} is unknown; write {allowed}")
 
 
 def parse_tasks(texts):
@@ -81,6 +84,8 @@ def _read_ids(path):
     ids = tuple("" if line.lstrip().startswith("#") or not line.strip() else line for line in ids)
     if not any(ids):
         raise UserError(f"task ids:{path}: the file names no sample; write one training index per line")
+    if not re.fullmatch(NAME, path.stem):
+        raise UserError(f"task ids:{path}: its name becomes part of paths and tables; it may have no | < > ` $ *")
     return Task(f"ids-{path.stem}", ids=ids)
 
 
@@ -99,7 +104,7 @@ def chosen_samples(dataset, task):
         elif re.fullmatch(r"\s*-?\d{1,18}\s*", text):
             number = int(text)
         else:
-            raise UserError(f"{where}: {text!r} is not {kinds} of a training sample of {dataset.name}")
+            raise UserError(f"{where}: {text[:200]!r} is not {kinds} of a training sample of {dataset.name}")
         if not 0 <= number < len(dataset.train):
             last = len(dataset.train) - 1
             raise UserError(f"{where}: {dataset.name} has no training sample {number}, only 0 to {last}")

@@ -233,8 +233,8 @@ def fill(path, found):
     """Write the generated blocks of a page anew, by their names; a UserError if it has none or an unknown one."""
     try:
         page = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--pages {path}: {error.strerror}")
+    except (OSError, ValueError) as error:
+        raise UserError(f"--pages {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}")
     names = re.findall(r"<!-- generated: (.*?) -->", page)
     unknown = [name for name in names if name not in found or f"<!-- end of {name} -->" not in page]
     if unknown or not names:

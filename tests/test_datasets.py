@@ -1,3 +1,4 @@
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -324,3 +325,32 @@ def test_wrong_labels_are_so_many_and_always_the_same(percent):
         assert torch.bincount(dataset.train.labels[wrong], minlength=4).min() > 5  # of all classes
         shift = (noisy.train.labels - dataset.train.labels)[wrong] % 4
         assert torch.bincount(shift, minlength=4)[1:].min() > 10  # to all others
+
+
+def test_links_and_pipes_that_are_no_images_are_named(tmp_path):
+    write_tree(tmp_path)
+    (tmp_path / "Own/train/cat/x.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(UserError, match=r"Own: .*train/cat/x.png is no file: a link to nothing, or a pipe"):
+        load("Own", tmp_path)
+    (tmp_path / "Own/train/cat/x.png").unlink()
+    os.mkfifo(tmp_path / "Own/train/cat/x.png")
+    with pytest.raises(UserError, match="is no file: a link to nothing, or a pipe"):
+        load("Own", tmp_path)
+    (tmp_path / "Own/train/cat/x.png").unlink()
+    (tmp_path / "Own/train/cat/loop.png").symlink_to("loop.png")
+    with pytest.raises(UserError, match=r"loop.png is no file"):
+        load("Own", tmp_path)
+
+
+def test_a_link_back_does_not_count_images_twice(tmp_path):
+    write_tree(tmp_path)
+    (tmp_path / "Own/train/cat/again").symlink_to(".")
+    with pytest.raises(UserError, match=r"Own: .*train/cat/again is .*train/cat again, through a link"):
+        load("Own", tmp_path)
+
+
+def test_hidden_folders_are_no_classes(tmp_path):
+    write_tree(tmp_path)
+    for part in ("train", "test"):
+        (tmp_path / f"Own/{part}/.cache").mkdir()
+    assert load("Own", tmp_path).classes == ("cat", "dog", "eel")

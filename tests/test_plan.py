@@ -1,6 +1,7 @@
 """Which cells are asked for, finished or of another configuration, and what the unfinished ones need."""
 
 import json
+import math
 import os
 import re
 import time
@@ -16,7 +17,7 @@ from baselines import METHODS
 from camu import ABLATION
 from harness import cells
 from harness.cells import Cell
-from harness.plan import Plan, check, differences
+from harness.plan import Plan, check, differences, without_effect
 from harness.store import UserError, digest, load_tensors, read_record, save_record, save_tensors
 from harness.tasks import parse_task, parse_tasks
 
@@ -76,19 +77,26 @@ def cell(method="Retrain", tree="cells", seed=0):
         ({"tasks": ()}, "--tasks is empty"),
         ({"methods": ()}, "--methods is empty"),
         ({"seeds": ()}, "--seeds is empty"),
-        ({"seeds": (0, -1)}, "--seeds -1: must be at least 0"),
-        ({"dataset": ("../Photos",)}, "--dataset ../Photos: give the folder's name alone"),
-        ({"jobs": 0}, "--jobs 0: must be at least 1"),
-        ({"threads": 0}, "--threads 0: must be at least 1"),
-        ({"batch_size": 0}, "--batch-size 0: must be at least 1"),
-        ({"pretrain_epochs": 0}, "--pretrain-epochs 0: must be at least 1"),
-        ({"retrain_epochs": -1}, "--retrain-epochs -1: must be at least 1"),
-        ({"image_size": 32}, "--image-size 32: must be at least 33"),
-        ({"time_limit": 0.0}, "--time-limit 0: must be above 0 seconds"),
-        ({"label_noise": 100.0}, "--label-noise 100: must be a percentage from 0 to below 100"),
-        ({"gpus_per_cell": -1}, "--gpus-per-cell -1: must be at least 0"),
+        ({"seeds": (0, -1)}, "--seeds -1: must be from 0 to"),
+        ({"dataset": ("../Photos",)}, "--dataset '../Photos': give the folder's name alone"),
+        *((({"dataset": (name,)}), "--dataset ") for name in ("..", ".git", "a\nb", "a|b", "$x$", "a" * 300, "<b>")),
+        ({"threads": 10**30}, f"--threads 1{'0' * 29}: must be from 1 to 1024"),
+        ({"seeds": (10**400,)}, "--seeds 1000"),
+        ({"lr": math.nan}, "--lr nan: must be from"),
+        ({"override": ("CaMU.epochs=2", "CaMU.epochs=3")}, "--override CaMU.epochs is there twice"),
+        ({"override": ("Boundary.lr=1e40",)}, "lr must be a number from 0 to 1000000"),
+        ({"override": ("CaMU.repeats=100000000",)}, "repeats must be a whole number from 1 to 99999"),
+        ({"jobs": 0}, "--jobs 0: must be from 1 to 1024"),
+        ({"threads": 0}, "--threads 0: must be from 1 to 1024"),
+        ({"batch_size": 0}, "--batch-size 0: must be from 1 to"),
+        ({"pretrain_epochs": 0}, "--pretrain-epochs 0: must be from 1"),
+        ({"retrain_epochs": -1}, "--retrain-epochs -1: must be from 1"),
+        ({"image_size": 32}, "--image-size 32: must be from 33 to 4096"),
+        ({"time_limit": 0.0}, "--time-limit 0.0: must be from 0.001"),
+        ({"label_noise": 100.0}, "--label-noise 100.0: must be from 0 to 99.9"),
+        ({"gpus_per_cell": -1}, "--gpus-per-cell -1: must be from 0 to"),
         ({"cluster": "local", "study": "paper"}, "--study paper times cells on one quiet machine"),
-        ({"override": ("CaMU.lr_ce=fast",)}, "lr_ce must be a number of at least 0"),
+        ({"override": ("CaMU.lr_ce=fast",)}, "lr_ce must be a number from 0 to 1000000"),
         ({"results_dir": "/proc/nothing"}, "/proc/nothing cannot be written to"),
         ({"checkpoints_dir": "/proc/nothing"}, "/proc/nothing cannot be written to"),
     ],
@@ -96,6 +104,20 @@ def cell(method="Retrain", tree="cells", seed=0):
 def test_bad_settings_are_named(small_config, changes, message):
     with pytest.raises(UserError, match=re.escape(message)):
         check(replace(small_config, **changes))
+
+
+def test_settings_that_change_nothing_are_said(small_config):
+    given = {"image_size": 64, "gpus_per_cell": 0.5, "override": ("SCRUB.lr=1e-4", "CaMU.epochs=1", "SISA.shards=2")}
+    lines = without_effect(replace(small_config, methods=("CaMU",), **given), make_toy_dataset())
+    assert [line.partition(":")[0] for line in lines] == [
+        f"{name} has no effect" for name in ("--gpus-per-cell", "--image-size", "--override SCRUB.lr=1e-4")
+    ]
+    assert not without_effect(small_config, make_toy_dataset())
+
+
+def test_more_shards_than_samples_are_refused(make_plan):
+    with pytest.raises(UserError, match="SISA: 401 shards are more than the 400 training samples"):
+        make_plan(override=("SISA.shards=401",))
 
 
 def test_what_is_there_twice_counts_once_and_all_methods_are_spelt_out(small_config):

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import make_toy_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -148,3 +149,24 @@ def test_what_is_no_list_of_samples_is_refused_at_once(tmp_path):
 def test_a_missing_ids_file_is_refused():
     with pytest.raises(UserError, match=r"ids:nowhere\.txt: the file cannot be read"):
         parse_task("ids:nowhere.txt")
+
+
+@pytest.mark.parametrize("name", ["a|b.txt", "$x$.txt", "a<b.txt", "a`b.txt", "new\nline.txt"])
+def test_files_whose_names_would_break_tables_are_refused(tmp_path, name):
+    (tmp_path / name).write_text("1\n")
+    with pytest.raises(UserError, match="its name becomes part of paths and tables"):
+        parse_task(f"ids:{tmp_path / name}")
+
+
+@pytest.mark.parametrize("text", ["class" + "9" * 5000, "random" + "9" * 5000, "x" * 5000])
+def test_endless_tasks_are_refused_in_a_short_line(text):
+    with pytest.raises(UserError) as refused:
+        parse_task(text)
+    assert len(str(refused.value)) < 500
+
+
+def test_an_endless_index_is_refused_in_a_short_line(tmp_path):
+    (tmp_path / "ids.txt").write_text("9" * 5000)
+    with pytest.raises(UserError, match="line 1: '9999") as refused:
+        chosen_samples(make_toy_dataset(), parse_task(f"ids:{tmp_path / 'ids.txt'}"))
+    assert len(str(refused.value)) < 500
