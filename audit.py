@@ -27,13 +27,15 @@ def audit(outputs, dataset, split, references=None, retrain=None):
         Retrain's outputs. Without them there is neither JS_f nor churn.
     """
     found = {}
-    if references is not None:
+    others = non_members(split, dataset.train.labels[split.forget].cpu(), dataset.test.labels.cpu())
+    if references is not None and others.any() and not others.all():
         y_f, y_test = dataset.train.labels[split.forget].cpu(), dataset.test.labels.cpu()
         known_train, known_test = references
-        members = rmia_ratios(probability(outputs["forget"], y_f), known_train[split.forget.cpu()])
+        unseen = known_train[split.forget.cpu()].isfinite()  # by one of the reference models at least
+        members = rmia_ratios(probability(outputs["forget"], y_f), known_train[split.forget.cpu()])[unseen]
         tests = rmia_ratios(probability(outputs["test"], y_test), known_test)
-        others = non_members(split, y_f, y_test)
-        found["RMIA_AUC"], found["RMIA_TPR1"] = rmia(members, tests[others], tests[~others])
+        if len(members):
+            found["RMIA_AUC"], found["RMIA_TPR1"] = rmia(members, tests[others], tests[~others])
     if retrain is not None:
         found["JS_f"] = js_divergence(outputs["forget"], retrain["forget"])
         found["churn"] = 100 * (outputs["test"].argmax(1) != retrain["test"].argmax(1)).double().mean().item()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from harness.augmentation import crop_and_flip, draw_crops
 from harness.samples import check_labels, check_samples, positions
-from harness.store import UserError
+from harness.store import UserError, require
 from harness.tasks import chosen_samples
 from hyperparameters import FEW, LARGE
 
@@ -216,13 +216,15 @@ def requested(dataset, task, left, rng):
         return chosen_samples(dataset, task)
     if task.classes:
         last = len(dataset.classes) - 1
-        if bad := [k for k in task.classes if k > last]:
-            raise UserError(f"task {task.name}: {dataset.name} has no class {bad[0]}; its classes are 0 to {last}")
-        if len(task.classes) > last:
-            raise UserError(f"task {task.name}: forgets every class of {dataset.name}; at least one must remain")
+        bad = [k for k in task.classes if k > last]
+        require(not bad, lambda: f"task {task.name}: {dataset.name} has no class {bad[0]}; its classes are 0 to {last}")
+        require(
+            len(task.classes) <= last,
+            f"task {task.name}: forgets every class of {dataset.name}; at least one must remain",
+        )
         labels = dataset.train.labels.cpu()[left]
-        if gone := [k for k in task.classes if not (labels == k).any()]:
-            raise UserError(f"task {task.name}: {dataset.name} has no sample of class {gone[0]} left")
+        gone = [k for k in task.classes if not (labels == k).any()]
+        require(not gone, lambda: f"task {task.name}: {dataset.name} has no sample of class {gone[0]} left")
         return left[torch.isin(labels, torch.tensor(task.classes))]
     size = round(len(dataset.train) * task.percent / 100)
     if not 0 < size < len(left):
@@ -291,8 +293,10 @@ def draw_wrong_labels(split, forget, seed):
     no other label to give.
     """
     y_f, known, rng = split.train.labels[forget], split.train.labels[split.remain].unique(), generator(seed, "y_c")
-    if len(known) == 1 and (y_f == known).any():
-        raise UserError("D_r has one label only, and D_f has it too: there is no other label to give")
+    require(
+        len(known) > 1 or (y_f != known).all(),
+        "D_r has one label only, and D_f has it too: there is no other label to give",
+    )
     y_c = torch.full_like(y_f, -1)
     while (wanted := ~torch.isin(y_c, known)).any():
         shift = torch.randint(1, split.classes, (int(wanted.sum()),), generator=rng).to(y_f.device)

@@ -3,7 +3,7 @@
 import re
 from types import SimpleNamespace
 
-from harness.store import UserError
+from harness.store import UserError, require
 
 # The rows of HYPERPARAMETERS and TRAINING are shared by the data sets of a family.
 FAMILIES = {"OptDigits": "OptDigits", "Digit": "MNIST", "Fashion": "MNIST", "CIFAR10": "CIFAR", "CIFAR100": "CIFAR"}
@@ -173,12 +173,10 @@ def parse_override(text):
     """Split ``METHOD.NAME=VALUE`` into the two names and the value; a UserError says which of the three is wrong."""
     target, _, value = text.partition("=")
     method, _, name = target.partition(".")
-    if method not in HYPERPARAMETERS:
-        raise UserError(f"--override {text}: no method {method!r}, only {', '.join(HYPERPARAMETERS)}")
+    require(method in HYPERPARAMETERS, f"--override {text}: no method {method!r}, only {', '.join(HYPERPARAMETERS)}")
     rows = [row for place, row in HYPERPARAMETERS[method].items() if place != SEARCHED]
     known = {entry: usual for row in rows for entry, usual in row.items()}
-    if name not in known:
-        raise UserError(f"--override {text}: {method} has no {name!r}, only {', '.join(known) or 'no settings'}")
+    require(name in known, f"--override {text}: {method} has no {name!r}, only {', '.join(known) or 'no settings'}")
     try:
         return method, name, parse_value(name, known[name], value)
     except ValueError as error:

@@ -39,6 +39,7 @@ def main(config):
         plan.prepare()  # the pre-unlearning model f_o: trained, or loaded from an earlier run
         for tree in STUDIES[config.study]:  # sections 4.2.1 cells, 4.2.2 efficiency, 4.3 ablation, 4.4 relearn
             run(plan, tree, config, started)
+        write_csv(config.results_dir)
         for task in tasks:
             print_tables(plan, task, config)
     folder, trees = config.results_dir, ", ".join(STUDIES[config.study])

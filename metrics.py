@@ -15,7 +15,7 @@ from training import train
 METRICS = ("A_r", "A_f", "A_ts", "A_ts_r", "A_ts_f", "MIA")
 ATTACK_SAMPLES = 4000  # of each kind, to train the attacker with
 ATTACKED_TEST_SAMPLES = 6000  # at most
-FEWEST = 50  # to be forgotten: what an attack says of fewer is noise; MIA's standard error is 5 points here
+FEWEST = 50  # attacked: what an attack says of fewer is noise; MIA's standard error is 5 points here
 
 
 @torch.no_grad()
@@ -45,10 +45,20 @@ def attack_accuracy(train_p, test_p, split, seed, threads):
     10,000 test samples: 40 % of them, and as many x_r). It is asked about all of D_f and as many of the other test
     samples, at most 6,000. `train_p` and `test_p` are the softmax outputs for the whole sets, (N, classes).
     """
-    known = min(ATTACK_SAMPLES, int(0.4 * len(test_p)))
+    known = known_to_attacker(len(test_p))
     others = test_p[known:][: min(len(split.forget), ATTACKED_TEST_SAMPLES)]
     remain_p = train_p[draw_remain(split, known, seed)]
     return membership_attack(remain_p, test_p[:known], train_p[split.forget], others, threads)
+
+
+def known_to_attacker(tests):
+    """How many of so many test samples the attacker trains on."""
+    return min(ATTACK_SAMPLES, int(0.4 * tests))
+
+
+def attacked(split, test):
+    """How many samples the attacker is asked about, of D_f or of the test set, whichever are fewer."""
+    return min(len(split.forget), len(test) - known_to_attacker(len(test)))
 
 
 def membership_attack(remain_p, test_p, forget_p, other_test_p, threads=1):
@@ -107,8 +117,8 @@ def evaluate(model, dataset, split, seed, threads=1):
     }
     if split.forgotten_classes:
         gone = torch.isin(test.labels, torch.tensor(split.forgotten_classes, device=test.device))
-        found["A_ts_r"] = accuracy(test_p[~gone], test.labels[~gone])
-        found["A_ts_f"] = accuracy(test_p[gone], test.labels[gone])
+        both = {"A_ts_r": ~gone, "A_ts_f": gone}
+        found |= {name: accuracy(test_p[some], test.labels[some]) for name, some in both.items() if some.any()}
     found["MIA"] = attack_accuracy(train_p, test_p, split, seed, threads)
     if dataset.published_protocol:
         found["A_r_clean"] = accuracy(clean_p[split.remain], train.labels[split.remain])

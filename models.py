@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from harness.store import UserError
+from harness.store import UserError, require
 
 
 class Classifier(nn.Module):
@@ -65,10 +65,8 @@ class Represented(nn.Module):
     def __init__(self, model, layer, pool="flatten", logits=None, inputs=None):
         super().__init__()
         known = [name for name, _ in model.named_modules() if name]
-        if layer not in known:
-            raise UserError(f"the model has no layer {layer!r}; its layers are {', '.join(known)}")
-        if pool not in POOLS:
-            raise UserError(f"pool {pool!r} is unknown; there are {', '.join(POOLS)}")
+        require(layer in known, f"the model has no layer {layer!r}; its layers are {', '.join(known)}")
+        require(pool in POOLS, f"pool {pool!r} is unknown; there are {', '.join(POOLS)}")
         self.model, self.layer, self.pool = model, layer, pool
         self.logits, self.inputs = logits or logits_of, inputs or (lambda x: [x])
 
@@ -80,13 +78,13 @@ class Represented(nn.Module):
             logits = self.logits(self.model(**given) if isinstance(given, dict) else self.model(*given))
         finally:
             hook.remove()
-        if len(seen) != 1:
-            raise UserError(f"layer {self.layer!r} ran {len(seen)} times in a forward pass; it must run once")
-        if not isinstance(seen[0], torch.Tensor):
-            raise UserError(f"layer {self.layer!r} returns a {type(seen[0]).__name__}; it must return a tensor")
+        require(len(seen) == 1, f"layer {self.layer!r} ran {len(seen)} times in a forward pass; it must run once")
+        require(
+            isinstance(seen[0], torch.Tensor),
+            lambda: f"layer {self.layer!r} returns a {type(seen[0]).__name__}; it must return a tensor",
+        )
         z = POOLS[self.pool](seen[0])
-        if z.dim() != 2:
-            raise UserError(f"layer {self.layer!r} gives {tuple(z.shape)} with pool {self.pool!r}; it must be (B, d)")
+        require(z.dim() == 2, f"layer {self.layer!r} gives {tuple(z.shape)} with pool {self.pool!r}; it must be (B, d)")
         return logits, z
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data import derive_seed, shuffled_batches
 from harness.graphs import captured
-from harness.store import UserError, load_or_set_aside, read_tensors, save_tensors
+from harness.store import load_or_set_aside, read_tensors, require, save_tensors
 
 WEIGHT_DECAY = 1e-4
 EVALUATION_BATCH = 500  # images a frozen model is run on at a time
@@ -35,8 +35,10 @@ def optimizer_of(model, settings, momentum=0.0):
 
 def student(f_o):
     """A copy of f_o to be trained. What its owner has frozen stays as it is; a UserError if that is everything."""
-    if not any(parameter.requires_grad for parameter in f_o.parameters()):
-        raise UserError("every parameter of the model is frozen (requires_grad is False): none is left to unlearn with")
+    require(
+        any(parameter.requires_grad for parameter in f_o.parameters()),
+        "every parameter of the model is frozen (requires_grad is False): none is left to unlearn with",
+    )
     return training_mode(copy.deepcopy(f_o))
 
 

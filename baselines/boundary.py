@@ -28,7 +28,8 @@ CHUNK = 250  # images attacked at a time
 def fgsm(model, images, index):
     """The samples `index` of `images`, attacked: (B, C, H, W) in [0, 1], within BOUND of them, rounded to 1/255."""
     x = images.unit(index).requires_grad_()
-    loss = F.cross_entropy(model(images.standardise(x))[0], images.labels[index], reduction="sum")
+    outputs = model(images.standardise(x).clone())[0]  # a net may change its input in place
+    loss = F.cross_entropy(outputs, images.labels[index], reduction="sum")
     (gradient,) = torch.autograd.grad(loss, x)
     return ((x.detach() + BOUND * gradient.sign()).clamp(0, 1) * 255).round() / 255
 
@@ -39,7 +40,7 @@ def embedding_fgsm(model, images, index):
 
     def keep(z):
         seen.append(z.detach().requires_grad_())
-        return seen[0]
+        return seen[0].clone()  # a net may change it in place
 
     with on_embedding(model, keep):
         loss = F.cross_entropy(model(x)[0], images.labels[index], reduction="sum")

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from data import cycled_batches, generator, shuffled_batches
 from harness.graphs import captured
-from harness.store import UserError
+from harness.store import require
 from metrics import accuracy
 from training import epochs_of, optimizer_of, outputs_now, seeded, student, take_step
 
@@ -62,8 +62,10 @@ def stop_accuracy(split, settings):
     """The accuracy on D_f, in percent, at which the ascent ends."""
     if split.forgotten_classes:
         return 0
-    if settings.test_accuracy is None:
-        raise UserError("NegGrad's stop needs the accuracy of f_o on test samples: settings(..., test_accuracy=...)")
+    require(
+        settings.test_accuracy is not None,
+        "NegGrad's stop needs the accuracy of f_o on test samples: settings(..., test_accuracy=...)",
+    )
     return settings.test_accuracy
 
 

@@ -37,7 +37,7 @@ import models
 from data import Dataset as OurDataset
 from data import Images, Split, generator, make_split
 from harness.datasets import load
-from harness.store import UserError
+from harness.store import require
 from harness.tasks import parse_task
 from hyperparameters import hyperparameters_of, settings, training_row
 from training import train
@@ -204,13 +204,11 @@ def cases(dataset, reference):
 def main(arguments):
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    if arguments.repeats < 1:
-        raise UserError(f"--repeats {arguments.repeats}: must be at least 1")
+    require(arguments.repeats >= 1, f"--repeats {arguments.repeats}: must be at least 1")
     dataset, reference = both_data_sets(arguments.data_root)
     known = cases(dataset, reference)
     for name in arguments.cases:
-        if name not in known:
-            raise UserError(f"--cases {name}: choose from {', '.join(known)}")
+        require(name in known, f"--cases {name}: choose from {', '.join(known)}")
     peak = peak_gflops()
     for name in arguments.cases:
         ours, theirs, images, gflop = known[name]

@@ -36,7 +36,7 @@ from harness.cells import Cell, circumstances, names, provenance, run_cell
 from harness.datasets import load
 from harness.plan import Plan, check
 from harness.runner import run_all
-from harness.store import UserError, save_atomically
+from harness.store import UserError, require, save_atomically
 from harness.tasks import parse_tasks
 from hyperparameters import FAMILIES, HYPERPARAMETERS, SEARCHED, search_space
 from metrics import accuracy, tug_of_war
@@ -103,18 +103,14 @@ def search(arguments):
 
 
 def check_arguments(arguments):
-    if min(arguments.seeds) < 100:
-        raise UserError(f"--seeds {min(arguments.seeds)}: tuning uses seeds of at least 100")
-    if arguments.dry_run:
-        raise UserError("--dry-run: the search has none; main.py has")
-    if several := [text for text in arguments.tasks if ">" in text]:
-        raise UserError(f"--tasks {several[0]}: the search is for tasks of one request")
+    require(min(arguments.seeds) >= 100, lambda: f"--seeds {min(arguments.seeds)}: tuning uses seeds of at least 100")
+    require(not arguments.dry_run, "--dry-run: the search has none; main.py has")
+    several = [text for text in arguments.tasks if ">" in text]
+    require(not several, lambda: f"--tasks {several[0]}: the search is for tasks of one request")
     untuned = [method for method in arguments.methods if method not in METHODS]
-    if untuned:
-        raise UserError(f"--methods {untuned[0]}: has no search; choose from {', '.join(METHODS)}")
+    require(not untuned, lambda: f"--methods {untuned[0]}: has no search; choose from {', '.join(METHODS)}")
     unknown = [name for name in arguments.dataset if name not in DATASETS]
-    if unknown:
-        raise UserError(f"--dataset {unknown[0]}: no search for this; choose from {', '.join(DATASETS)}")
+    require(not unknown, lambda: f"--dataset {unknown[0]}: no search for this; choose from {', '.join(DATASETS)}")
 
 
 def draw_and_run(plans, tasks, config):

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import importlib.util
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 import torchvision
 
 import models
-from harness.store import UserError
+from harness.store import UserError, require
 
 
 def with_architecture(dataset, config):
@@ -20,59 +21,84 @@ def with_architecture(dataset, config):
         return dataset
     name = f"{config.model}@{config.layer}" + (f"|{config.pool}" if config.pool != "flatten" else "")
     name += f"+{config.weights}" if config.weights else ""
-    source = Path(config.model.rpartition(":")[0])
-    if source.suffix == ".py":
-        name += "#" + hashlib.sha256(source.read_bytes()).hexdigest()[:8]  # another source is another model
+    if config.model.rpartition(":")[0].endswith(".py"):
+        name += "#" + source_digest(config.model)  # another source is another model
     dataset = replace(dataset, model=name)
-    model, classes = models.build(name, len(dataset.classes), seed=0).eval(), len(dataset.classes)
-    x = dataset.train.batch(torch.arange(2))
+    classes, x = len(dataset.classes), dataset.train.batch(torch.arange(min(2, len(dataset.train))))
     try:
         with torch.no_grad():
-            logits, _ = model(x)
-    except (RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"--model {config.model} does not take images of {tuple(x.shape[1:])}: {reason}")
-    if logits.shape != (2, classes):
-        raise UserError(f"--model {config.model} gives {tuple(logits.shape)} for 2 images of {classes} classes")
+            logits, _ = models.build(name, classes, seed=0).eval()(x)
+    except UserError:
+        raise
+    except Exception as error:  # it is the user's code
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UserError(f"--model {config.model} cannot be built for images of {tuple(x.shape[1:])}: {reason}")
+    require(
+        logits.shape == (len(x), classes),
+        f"--model {config.model} gives {tuple(logits.shape)} for {len(x)} images of {classes} classes",
+    )
     return dataset
+
+
+def source_digest(model):
+    return hashlib.sha256(Path(model.rpartition(":")[0]).read_bytes()).hexdigest()[:8]
 
 
 def check_architecture(config):
     """Check what --model, --layer and --checkpoint say, as far as it can be done without data."""
-    if bool(config.model) != bool(config.layer):
-        raise UserError("--model and --layer belong together: the layer's output is the representation")
-    if (config.weights or config.pool != "flatten") and not config.model:
-        raise UserError("--pool and --weights go with --model, which is not given")
+    require(
+        bool(config.model) == bool(config.layer),
+        "--model and --layer belong together: the layer's output is the representation",
+    )
+    require(
+        config.model or (not config.weights and config.pool == "flatten"),
+        "--pool and --weights go with --model, which is not given",
+    )
     if config.model:
         function_of(config.model, config.weights)
-    if config.checkpoint and not Path(config.checkpoint).is_file():
-        raise UserError(f"--checkpoint {config.checkpoint}: there is no such file")
-    if config.checkpoint and len(config.dataset) > 1:
-        raise UserError(f"--checkpoint is of one data set, and --dataset names {len(config.dataset)}")
+    require(
+        not config.checkpoint or Path(config.checkpoint).is_file(),
+        f"--checkpoint {config.checkpoint}: there is no such file",
+    )
+    require(
+        not config.checkpoint or len(config.dataset) == 1,
+        f"--checkpoint is of one data set, and --dataset names {len(config.dataset)}",
+    )
 
 
 def fresh(name):
     """The function of the number of classes that builds the model of this name, from `with_architecture`."""
-    text, layer, pool, weights = re.fullmatch(r"(.+)@([^@|+#]*)(?:\|(\w+))?(?:\+(\w+))?(?:#\w+)?", name).groups()
+    form = r"(.+)@([^@|+#]*)(?:\|(\w+))?(?:\+(\w+))?(?:#(\w+))?"
+    text, layer, pool, weights, digest = re.fullmatch(form, name).groups()
     function = function_of(text, weights)
+    same = not digest or digest == source_digest(text)
+    require(same, f"--model {text}: the file has changed since this model was made")
     return lambda classes: models.Represented(function(classes), layer, pool or "flatten")
 
 
 def function_of(text, weights=None):
     """A function of the number of classes, from torchvision:<name> or <file>.py:<function>."""
     source, _, name = text.rpartition(":")
-    if weights and source != "torchvision":
-        raise UserError(f"--weights {weights} are torchvision's, and --model is {text}; for your own use --checkpoint")
+    require(
+        not weights or source == "torchvision",
+        f"--weights {weights} are torchvision's, and --model is {text}; for your own use --checkpoint",
+    )
     if source == "torchvision":
-        if name not in torchvision.models.list_models(torchvision.models):
-            raise UserError(f"--model {text}: torchvision has no such classifier; it has resnet50, vit_b_16 and others")
+        require(
+            name in torchvision.models.list_models(torchvision.models),
+            f"--model {text}: torchvision has no such classifier; it has resnet50, vit_b_16 and others",
+        )
         if weights and weights not in (known := torchvision.models.get_model_weights(name).__members__):
             raise UserError(f"--weights {weights}: {name} has {', '.join(known)}")
         return lambda classes: torchvision_model(name, classes, weights)
-    if not source.endswith(".py") or not Path(source).is_file():
-        raise UserError(f"--model {text}: write torchvision:<name>, or <file>.py:<function> for a file that is there")
+    require(
+        source.endswith(".py") and Path(source).is_file(),
+        f"--model {text}: write torchvision:<name>, or <file>.py:<function> for a file that is there, seen from here",
+    )
     spec = importlib.util.spec_from_file_location("own_architecture", source)
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    if (folder := str(Path(source).parent.resolve())) not in sys.path:
+        sys.path.append(folder)  # for the modules beside it
     try:
         spec.loader.exec_module(module)
         return getattr(module, name)
@@ -103,18 +129,22 @@ def own_weights(path, dataset):
     try:
         stored = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # zip and pickle readers each raise their own
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(re.sub("\x1b\\[[0-9;]*m", "", str(error)).split())[:200]
         raise UserError(f"--checkpoint {path} cannot be read: {reason}; save a state dict with torch.save")
     while isinstance(stored, dict) and (inner := [k for k in ("state_dict", "model", "state") if k in stored]):
         stored = stored[inner[0]]
-    if not isinstance(stored, dict) or not all(isinstance(value, torch.Tensor) for value in stored.values()):
-        raise UserError(f"--checkpoint {path} holds no state dict; save one with torch.save(net.state_dict(), path)")
+    require(
+        isinstance(stored, dict) and all(isinstance(value, torch.Tensor) for value in stored.values()),
+        f"--checkpoint {path} holds no state dict; save one with torch.save(net.state_dict(), path)",
+    )
     model = models.build(dataset.model, len(dataset.classes), seed=0)
     own = model.model if isinstance(model, models.Represented) else model
     for prefix in ("module.", "_orig_mod."):  # of DataParallel and torch.compile
         stored = {name.removeprefix(prefix): value for name, value in stored.items()}
     try:
         own.load_state_dict(stored)
+        finite = all(value.isfinite().all() for value in stored.values() if value.is_floating_point())
+        require(finite, f"--checkpoint {path} holds nan or infinity")
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"--checkpoint {path} does not fit --model {dataset.model}: {reason}")

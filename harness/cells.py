@@ -19,10 +19,10 @@ from baselines import METHODS
 from camu import ABLATION, TERMS
 from data import derive_seed, generator, make_splits
 from harness.architectures import own_weights
-from harness.store import UserError, load_or_set_aside, load_tensors, read_tensors
+from harness.store import UserError, load_or_set_aside, load_tensors, read_tensors, require
 from harness.tasks import Task
 from hyperparameters import hyperparameters_of, settings, training_row
-from metrics import accuracy, evaluate, predict, relearn
+from metrics import accuracy, attacked, evaluate, predict, relearn
 from training import train
 
 PRETRAINING_SEED = 0  # one pre-unlearning model (and one set of SISA shards) per data set, for every task and seed
@@ -62,15 +62,21 @@ class Cell:
 
 def choose_gpu(config):
     """Let this process, and those it starts, see only the GPU that --device cuda:<number> names; then it is "cuda"."""
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", config.device):
-        raise UserError(f"--device {config.device}: must be auto, cpu, cuda, cuda:<number> or mps")
+    require(
+        re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", config.device),
+        f"--device {config.device}: must be auto, cpu, cuda, cuda:<number> or mps",
+    )
     name, _, number = config.device.partition(":")
-    if number and config.cluster:
-        raise UserError(f"--device {config.device}: on a cluster Ray chooses the GPU; write --device cuda")
+    require(
+        not number or not config.cluster,
+        f"--device {config.device}: on a cluster Ray chooses the GPU; write --device cuda",
+    )
     if number:  # CUDA reads this when it is first asked
         visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-        if visible and int(number) >= len(visible):
-            raise UserError(f"--device {config.device}: CUDA_VISIBLE_DEVICES names {len(visible)} GPUs, from 0")
+        require(
+            not visible or int(number) < len(visible),
+            f"--device {config.device}: CUDA_VISIBLE_DEVICES names {len(visible)} GPUs, from 0",
+        )
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[int(number)] if visible else number
     return replace(config, device=name)
 
@@ -79,11 +85,12 @@ def resolve_device(config):
     """ "cpu", "cuda" or "mps" as --device asks; a UserError if it is not there. On a cluster the workers' counts."""
     available = config.gpus_per_cell > 0 if config.cluster else torch.cuda.is_available()
     if config.device == "cuda" and not available:
-        if config.cluster:
-            raise UserError("--device cuda with --cluster needs --gpus-per-cell above 0")
+        require(not config.cluster, "--device cuda with --cluster needs --gpus-per-cell above 0")
         raise UserError("--device cuda: torch finds no such CUDA device here; use --device auto or cpu")
-    if config.device == "mps" and not torch.backends.mps.is_available():
-        raise UserError("--device mps: torch finds no Apple GPU here; use --device auto or cpu")
+    require(
+        config.device != "mps" or torch.backends.mps.is_available(),
+        "--device mps: torch finds no Apple GPU here; use --device auto or cpu",
+    )
     return "mps" if config.device == "mps" else "cuda" if config.device != "cpu" and available else "cpu"
 
 
@@ -244,7 +251,7 @@ def run_cell(cell, spec, dataset, f_o_state, prepared=None, partial=None, progre
             f, seconds = timed(METHODS[spec["method"]].unlearn, f, split, chosen)
         so_far = split.so_far()
         metrics, found = evaluate(f, dataset, so_far, cell.seed, spec["threads"])
-        requests.append({"metrics": metrics, "forgotten": len(so_far.forget), "time_s": seconds})
+        requests.append({"metrics": metrics, "attacked": attacked(so_far, dataset.test), "time_s": seconds})
         outputs.append(found)
 
     total = sum(request["time_s"] for request in requests)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 import models
 from audit import AUDIT, audit, reference_probabilities
@@ -17,9 +18,10 @@ from data import Dataset, Images, derive_seed, generator, whole_split
 from harness.cells import test_accuracy, timed
 from harness.datasets import check_test_samples
 from harness.samples import check_labels, check_samples, packed, positions, read_samples
-from harness.store import UserError
+from harness.store import UserError, require
 from hyperparameters import hyperparameters_of, settings, training_row
-from metrics import FEWEST, METRICS, evaluate, gap, tug_of_war
+from metrics import FEWEST, METRICS, attacked, evaluate, gap, tug_of_war
+from training import frozen_outputs
 from training import train as learn
 
 FRESH = ("Retrain", "T-S", "SISA")  # the methods that need fresh weights
@@ -37,6 +39,8 @@ class Comparison:
     `models.Ensemble`, which gives (log-probabilities, representation)."""
 
 
+@torch.enable_grad()
+@torch.compiler.set_stance("force_eager")  # a compiled net would not run the hook that reads its layer
 def compare(
     net, *, layer, train, test, forget=None, classes=None, methods=("Original", "CaMU"), build=None, seed=0,
     pool="flatten", logits=None, inputs="values", epochs=None, lr=None, override=(), references=(), progress=True,
@@ -70,43 +74,41 @@ def compare(
         Hyperparameters in place of the table's: "CaMU.lr_ce=1e-4".
     references : int or sequence of (nn.Module, indices), optional
         Reference models for the audit's RMIA, each with the positions of the training samples that it has seen. Or a
-        number: so many are trained here with `build`, each on a random half.
+        number: so many are trained here with `build`, on random halves and their complements.
 
     Raises
     ------
     UserError
         Says in one line what does not fit, before any work.
     """
-    if unknown := [name for name in methods if name not in METHODS]:
-        raise UserError(f"no method {unknown[0]!r}; there are {', '.join(METHODS)}")
-    needing = [name for name in methods if name in FRESH] + (
-        ["a reference model"] if isinstance(references, int) else []
-    )
-    if build is None and needing:
-        raise UserError(f"{needing[0]} needs fresh weights: give build, a function of the number of classes")
-
-    check_inputs(inputs, net)
-    samples = {"train": train, "test": test}
-    parts, (unpack, _) = zip(*(packed(*read_samples(samples[k], k, progress), k, inputs) for k in samples))
+    methods, override = (((value,) if isinstance(value, str) else tuple(value)) for value in (methods, override))
+    check_arguments(net, methods, build, logits, inputs, epochs, lr, references)
+    read = {name: read_samples(samples, name, progress) for name, samples in (("train", train), ("test", test))}
+    xs, unpack = packed({name: x for name, (x, _) in read.items()}, inputs)
 
     def represented(net):
         return models.Represented(net, layer, pool, logits, unpack)
 
-    f_o, fresh = represented(copy.deepcopy(net).eval()), build and (lambda count: represented(build(count)))
-    device, count = next(net.parameters()).device, check(f_o, *parts)
-    dataset = Dataset("own", fresh, *(Images(*part).to(device) for part in parts), tuple(map(str, range(count))))
+    f_o, fresh = represented(copied(net)), build and (lambda count: represented(build(count)))
+    device, parts = next(net.parameters()).device, [Images(xs[name], y) for name, (_, y) in read.items()]
+    count = check(f_o, *parts)
+    check_fresh(fresh, net, parts[0], count)
+    order = torch.randperm(len(parts[1]), generator=generator("order", "test"))  # the attack reads the first samples
+    parts[1] = Images(parts[1].pixels[order], parts[1].labels[order])
+    dataset = Dataset("own", fresh, *(part.to(device) for part in parts), tuple(map(str, range(count))))
     split = whole_split(dataset.train, count, fresh).next(chosen(forget, classes, dataset.train.labels))
     training = training_row("own", "ResNet-18", SimpleNamespace(retrain_epochs=epochs, lr=lr))
     rows = {name: hyperparameters_of(name, "own", split.kind, training, override) for name in methods}
     if isinstance(references, int):
         references = trained_references(references, dataset, seed, training, progress)
     else:
-        references = [(represented(copy.deepcopy(own).eval()), torch.as_tensor(index)) for own, index in references]
+        labels = dataset.train.labels
+        references = [(represented(copied(own)), chosen(index, None, labels)) for own, index in references]
     seen = reference_probabilities(*zip(*references), dataset) if references else None
 
-    if (few := len(split.forget)) < FEWEST:
+    if (few := attacked(split, dataset.test)) < FEWEST:
         error = 50 / math.sqrt(2 * few)
-        warnings.warn(f"{few} to be forgotten: MIA, RMIA and gap are noise, ± {error:.0f} points", stacklevel=2)
+        warnings.warn(f"MIA attacks {few} samples: it, RMIA and gap are noise, ± {error:.0f} points", stacklevel=2)
 
     found, unlearned, outputs = {}, {}, {}
     for name in sorted(methods, key=lambda name: name != "Retrain"):
@@ -134,62 +136,119 @@ def run(name, f_o, split, dataset, given):
     return timed(METHODS[name].unlearn, f_o, split, given)
 
 
-def check_inputs(inputs, net):
-    if inputs not in ("values", "embedding"):
-        raise UserError(f"inputs {inputs!r} is unknown; there are values, embedding")
-    if inputs == "embedding" and not any(isinstance(module, torch.nn.Embedding) for module in net.modules()):
-        raise UserError('inputs "embedding": the net has no nn.Embedding, on whose output the noise could go')
+def check_arguments(net, methods, build, logits, inputs, epochs, lr, references):
+    """Raise a UserError for arguments of `compare` that cannot be, whatever the samples are."""
+    unknown = [name for name in methods if name not in METHODS]
+    require(methods and not unknown, f"no method {' '.join(unknown[:1])!r}; there are {', '.join(METHODS)}")
+    needing = [name for name in methods if name in FRESH]
+    needing += ["a reference model"] if isinstance(references, int) and references else []
+    wanted = f"{' '.join(needing[:1])} needs fresh weights: give build, a function of the number of classes"
+    require(build is not None or not needing, wanted)
+    require(logits is None or callable(logits), f"logits is {logits!r}; it must be a function of the forward's output")
+    require(epochs is None or (isinstance(epochs, int) and epochs > 0), f"epochs {epochs}: must be whole, from 1")
+    require(lr is None or 0 < lr < math.inf, f"lr {lr}: must be above 0")
+    pairs = isinstance(references, int) or all(isinstance(pair, tuple) and len(pair) == 2 for pair in references)
+    require(pairs, "references must be a number, or (net, positions that it has seen) for each of them")
+    require(inputs in ("values", "embedding"), f"inputs {inputs!r} is unknown; there are values, embedding")
+    embedded = any(isinstance(module, nn.Embedding) for module in net.modules())
+    without = 'inputs "embedding": the net has no nn.Embedding, on whose output the noise could go'
+    require(inputs == "values" or embedded, without)
+    require(not isinstance(net, torch.jit.ScriptModule), "the net is a TorchScript module, which cannot be taken apart")
+    frozen = not any(parameter.requires_grad for parameter in net.parameters())
+    require(not frozen, "every parameter of the net is frozen (requires_grad is False): none is left to unlearn with")
+
+
+def copied(net):
+    """A copy in evaluation mode; the user's own stays as it is."""
+    try:
+        return copy.deepcopy(net).eval()
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise UserError(f"the net cannot be copied ({error}); run it once under torch.no_grad()")
 
 
 def check(f_o, train, test):
-    """Check the samples that `compare` was given against the net; return the number of classes."""
+    """Check `compare`'s samples against each other and the net, which runs on all; return the number of classes."""
     for name, part in (("train", train), ("test", test)):
-        check_samples(*part, name)
-    check_test_samples("test", len(test[0]))
-    (x, y), weight = train, next(f_o.parameters())
-    if x.is_floating_point() and x.dtype != weight.dtype:
-        raise UserError(f"train is {x.dtype} and the net's weights are {weight.dtype}: convert one of them")
-    with torch.no_grad():
-        output = f_o(Images(x[:2], y[:2]).to(weight.device).batch(torch.arange(2, device=weight.device)))[0]
-    if output.dim() != 2 or output.shape[1] < 2:
-        wanted = "it must be a logit for each of at least two classes"
-        raise UserError(f"the net's output is {tuple(output.shape)} for two samples; {wanted}")
-    classes = output.shape[1]
-    for name, (_, labels) in (("train", train), ("test", test)):
-        if (highest := int(labels.max())) >= classes:
-            raise UserError(f"{name}: labels go up to {highest}; the net has classes 0 to {classes - 1}")
-    known = check_labels(y)
+        check_samples(part.pixels, part.labels, name)
+    check_test_samples("test", len(test))
+    known, weight = check_labels(train.labels), next(f_o.parameters())
+    floats = train.pixels.is_floating_point()
+    differ = f"train is {train.pixels.dtype} and the net's weights are {weight.dtype}: convert one of them"
+    require(not floats or train.pixels.dtype == weight.dtype, differ)
+    outputs = [logits_for(f_o, part, name) for name, part in (("train", train), ("test", test))]
+    classes = outputs[0].shape[1]
+    for name, part in (("train", train), ("test", test)):
+        highest = int(part.labels.max())
+        require(highest < classes, f"{name}: labels go up to {highest}; the net has classes 0 to {classes - 1}")
     if len(known) < classes:
         absent = next(label for label in range(classes) if label not in known)
         warnings.warn(f"class {absent} has no training sample: are the labels without gaps?", stacklevel=3)
-    if (output >= 0).all() and (output.sum(1) - 1).abs().max() < 1e-3:
+    if (outputs[0] >= 0).all() and (outputs[0].sum(1) - 1).abs().max() < 1e-3:
         warnings.warn("the net's outputs are positive and add up to 1: give logits, not a softmax", stacklevel=3)
     return classes
 
 
+def logits_for(f_o, part, name):
+    """The net's logits for all samples of a part; a UserError if it cannot be run on them, or gives no logits."""
+    part = part.to(next(f_o.parameters()).device)
+    try:
+        output = frozen_outputs(f_o, part, torch.arange(len(part), device=part.device))
+    except UserError:
+        raise
+    except Exception as error:  # it is the user's net
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{name}: the net cannot be run on samples of {tuple(part.pixels.shape[1:])}: {reason}")
+    wanted = "it must be a logit for each of at least two classes"
+    shape = tuple(output.shape)
+    require(len(shape) == 2 and shape[1] > 1, f"the net's output is {shape} for {len(part)} samples; {wanted}")
+    require(output.isfinite().all(), f"{name}: the net's outputs hold nan or infinity")
+    return output
+
+
+def check_fresh(fresh, net, train, classes):
+    """Raise a UserError unless `build` gives another net of the same form."""
+    if fresh is None:
+        return
+    try:
+        built = fresh(classes).to(next(net.parameters()).device).eval()
+    except UserError:
+        raise
+    except Exception as error:  # it is the user's function
+        raise UserError(f"build({classes}) fails: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    require(built.model is not net, "build returns the net itself; it must return one with fresh weights")
+    few = Images(train.pixels[:2], train.labels[:2])
+    count = logits_for(built, few, "build").shape[1]
+    require(count == classes, f"build({classes}) returns a net of {count} classes; the net has {classes}")
+
+
 def chosen(forget, classes, labels):
     """The positions to forget, from indices, a boolean mask or class labels."""
-    if (forget is None) == (classes is None):
-        raise UserError("give either forget, the samples, or classes, whose samples are all to be forgotten")
+    require(
+        (forget is None) != (classes is None),
+        "give either forget, the samples, or classes, whose samples are all to be forgotten",
+    )
     if classes is not None:
-        wanted = torch.as_tensor(np.atleast_1d(np.asarray(classes)), device=labels.device)
-        if absent := [int(label) for label in wanted if not (labels == label).any()]:
-            raise UserError(f"no training sample is of class {absent[0]}")
+        wanted = positions(np.atleast_1d(classes) if np.isscalar(classes) else classes, labels.device)
+        absent = [int(label) for label in wanted if not (labels == label).any()]
+        require(not absent, lambda: f"no training sample is of class {absent[0]}")
         return torch.isin(labels, wanted).nonzero()[:, 0]
-    forget = forget if isinstance(forget, torch.Tensor) else np.asarray(list(forget))
-    if forget.dtype not in (torch.bool, np.bool_):
-        return positions(forget, labels.device)
-    if tuple(forget.shape) != tuple(labels.shape):
-        mask = f"the mask of what to forget is {tuple(forget.shape)}"
-        raise UserError(f"{mask}; there are {len(labels)} training samples")
-    return torch.as_tensor(forget, device=labels.device).nonzero()[:, 0]
+    mask = torch.as_tensor(forget) if isinstance(forget, (torch.Tensor, np.ndarray)) else None
+    if mask is None or mask.dtype != torch.bool:
+        found = positions(forget, labels.device)
+        bad = found[(found < 0) | (found >= len(labels))]
+        require(not len(bad), lambda: f"there is no training sample {int(bad[0])}, only 0 to {len(labels) - 1}")
+        return found
+    fits = f"the mask of what to forget is {tuple(mask.shape)}; there are {len(labels)} training samples"
+    require(mask.shape == labels.shape, fits)
+    return mask.to(labels.device).nonzero()[:, 0]
 
 
 def trained_references(count, dataset, seed, training, progress):
-    """So many models, each trained on a random half of the training set: [(model, positions of its half)]."""
+    """So many models, every second one on a random half of the training set, the next on the other half."""
     found, size = [], len(dataset.train)
     for k in range(count):
-        half = torch.randperm(size, generator=generator(seed, "reference", k))[: size // 2].to(dataset.train.device)
+        order = torch.randperm(size, generator=generator(seed, "reference", k // 2)).to(dataset.train.device)
+        half = order[: size // 2] if k % 2 == 0 else order[size // 2 :]
         weights = derive_seed(seed, "reference weights", k)
         model = models.build(dataset.model, len(dataset.classes), weights, half.device)
         given = {"epochs": training["retrain_epochs"], "lr": training["lr"], "batch_size": 32, "progress": progress}

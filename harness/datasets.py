@@ -20,7 +20,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST, ImageFo
 from tqdm import tqdm
 
 from data import Dataset, Images, generator
-from harness.store import UserError, load_or_set_aside, read_tensors, save_tensors
+from harness.store import UserError, load_or_set_aside, read_tensors, require, save_tensors
 from hyperparameters import FAMILIES
 
 CNN_DATASETS = ("OptDigits", "Digit", "Fashion")
@@ -95,8 +95,7 @@ def _torchvision(name, root, download):
             return None
         where = root / (f"{kind.__name__}/raw" if name in CNN_DATASETS else kind.base_folder)
         reason = " ".join(str(error).split()) or type(error).__name__
-        if not download:
-            raise UserError(f"{name}: a file in {where} is damaged ({reason}); delete the folder to download it again")
+        require(download, f"{name}: a file in {where} is damaged ({reason}); delete the folder to download it again")
         places = f"neither intact files of torchvision's in {where} nor the image folder {root / name}/train"
         raise UserError(f"{name}: found {places}, and the download failed ({reason})")
 
@@ -128,8 +127,8 @@ def _arrays(path):
             found = {name: stored[name] for name in names if name in stored}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}")
-    if lost := [name for name in names if name not in found]:
-        raise UserError(f"{path} has no {lost[0]}; it must hold {', '.join(names)}")
+    lost = [name for name in names if name not in found]
+    require(not lost, lambda: f"{path} has no {lost[0]}; it must hold {', '.join(names)}")
     parts = {}
     for part in ("train", "test"):
         x, y = found[f"x_{part}"], found[f"y_{part}"].reshape(-1)
@@ -138,8 +137,11 @@ def _arrays(path):
         if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)):
             wanted = "uint8 of (N, H, W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W)"
             raise UserError(f"{path}: x_{part} is {x.dtype} of {x.shape}; it must be {wanted}")
-        if len(x) != len(y) or not np.issubdtype(y.dtype, np.integer):
-            raise UserError(f"{path}: y_{part} must be {len(x)} whole numbers, and is {y.dtype} of {y.shape}")
+        require(
+            len(x) == len(y) and np.issubdtype(y.dtype, np.integer),
+            f"{path}: y_{part} must be {len(x)} whole numbers, and is {y.dtype} of {y.shape}",
+        )
+        require(len(x), f"{path}: x_{part} is empty")
         images = [Image.fromarray(image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image) for image in x]
         parts[part] = list(zip(images, y.tolist()))
     return parts, None
@@ -149,8 +151,10 @@ def _torchvision_images(name, root, progress):
     """The same from a torchvision data set of images with one whole number each as label."""
     kind, parts, classes = getattr(torchvision.datasets, name), {}, None
     known = inspect.signature(kind).parameters
-    if "split" not in known and "train" not in known:
-        raise UserError(f"{name}: torchvision's has no training and test part; give the images as a folder")
+    require(
+        "split" in known or "train" in known,
+        f"{name}: torchvision's has no training and test part; give the images as a folder",
+    )
     for part in ("train", "test"):
         given = {"train": part == "train"} if "train" in known else {"split": part}
         given |= {"split": "balanced"} if name == "EMNIST" else {}
@@ -163,8 +167,10 @@ def _torchvision_images(name, root, progress):
         shown = {"desc": f"{name}: reading", "disable": None if progress else True}
         parts[part] = [dataset[i] for i in tqdm(range(len(dataset)), **shown)]
         image, label = parts[part][0][:2]
-        if not isinstance(image, Image.Image) or isinstance(label, bool) or not isinstance(label, (int, np.integer)):
-            raise UserError(f"{name}: a label is {type(label).__name__}; only sets with one class per image are read")
+        require(
+            isinstance(image, Image.Image) and isinstance(label, (int, np.integer)) and not isinstance(label, bool),
+            f"{name}: a label is {type(label).__name__}; only sets with one class per image are read",
+        )
     return parts, classes
 
 
@@ -176,6 +182,8 @@ def _from_images(name, parts, classes, image_size, progress):
         rule = f"they must count from 0, at least two and at most {MOST_CLASSES:,} classes"
         raise UserError(f"{name}: labels go from {lowest} to {highest}; {rule}")
     check_test_samples(name, len(parts["test"]))
+    if absent := sorted(set(range(highest + 1)) - set(labels["train"].tolist())):
+        print(f"{name}: class {absent[0]} has no training sample: are the labels without gaps, from 0?")
     images = {part: [image for image, _ in samples] for part, samples in parts.items()}
     classes = tuple(map(str, classes or range(highest + 1)))
     return _shuffled(name, _decode(name, images, image_size, progress), labels, classes, image_size)
@@ -201,8 +209,7 @@ def _shuffled(name, pixels, labels, classes, image_size, files=()):
 
 def _image_folder(name, tree, image_size, progress):
     listings, classes = _listings(name, tree)
-    if len(classes) < 2:
-        raise UserError(f"{name}: {tree} holds one class, {classes[0]}; at least two are needed")
+    require(len(classes) >= 2, lambda: f"{name}: {tree} holds one class, {classes[0]}; at least two are needed")
     check_test_samples(name, len(listings["test"]))
     pixels = _cached_pixels(name, tree, listings, image_size, progress)
     labels = {part: torch.tensor([label for _, label in samples]) for part, samples in listings.items()}
@@ -239,8 +246,8 @@ def _listings(name, tree):
             found = VisibleFolders(folder)
         except FileNotFoundError as error:
             raise UserError(f"{name}: {' '.join(str(error).split())}")
-        if broken := [path for path, _ in found.samples if not os.path.isfile(path)]:
-            raise UserError(f"{name}: {broken[0]} is no file: a link to nothing, or a pipe")
+        broken = [path for path, _ in found.samples if not os.path.isfile(path)]
+        require(not broken, lambda: f"{name}: {broken[0]} is no file: a link to nothing, or a pipe")
         images = {path for path, _ in found.samples}
         skipped = [path for path in map(str, folder.rglob("*")) if path not in images and os.path.isfile(path)]
         if skipped:
@@ -320,8 +327,10 @@ def _open(source, header_only=False):
     """An image of PIL, upright, from its path or itself; or its mode and size alone."""
     try:
         with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source) as image:
-            if image.mode.startswith(("I", "F")):
-                raise UserError(f"{source}: images of mode {image.mode} are not read, only those of 8 bits a channel")
+            require(
+                not image.mode.startswith(("I", "F")),
+                f"{source}: images of mode {image.mode} are not read, only those of 8 bits a channel",
+            )
             if header_only:
                 return image.mode, image.size
             image.load()

@@ -16,7 +16,7 @@ from harness import cells, store
 from harness.architectures import check_architecture
 from harness.cells import Cell
 from harness.runner import run_all
-from harness.store import UserError, load_or_set_aside, load_tensors, read_record, read_tensors
+from harness.store import UserError, load_or_set_aside, load_tensors, read_record, read_tensors, require
 from harness.tasks import NAME
 from hyperparameters import HYPERPARAMETERS, hyperparameters_of, parse_override, training_row
 
@@ -37,11 +37,10 @@ RANGES = {  # what the settings may be, at least and at most
 def check(config):
     """Check all that can be checked before data are read; return the settings with "all" methods spelt out."""
     for name in ("dataset", "tasks", "methods", "seeds"):
-        if not getattr(config, name):
-            raise UserError(f"--{name} is empty; give at least one")
+        require(getattr(config, name), f"--{name} is empty; give at least one")
         config = replace(config, **{name: tuple(dict.fromkeys(getattr(config, name)))})
-    if odd := METHODS.keys() ^ HYPERPARAMETERS.keys():
-        raise UserError(f"{', '.join(sorted(odd))}: a method must be both in METHODS and in HYPERPARAMETERS")
+    odd = METHODS.keys() ^ HYPERPARAMETERS.keys()
+    require(not odd, f"{', '.join(sorted(odd))}: a method must be both in METHODS and in HYPERPARAMETERS")
     for name in config.dataset:
         if not re.fullmatch(NAME, name):
             where = "give the folder's name alone, and the folder it is in as --data-root"
@@ -49,10 +48,14 @@ def check(config):
     for name, (least, most) in RANGES.items():
         given = getattr(config, name, None)
         for value in given if isinstance(given, tuple) else (given,):
-            if value is not None and not least <= value <= most:
-                raise UserError(f"--{name.replace('_', '-')} {str(value)[:30]}: must be from {least:g} to {most:g}")
-    if config.cluster and "efficiency" in STUDIES[config.study]:
-        raise UserError(f"--study {config.study} times cells on one quiet machine; run it without --cluster")
+            require(
+                value is None or least <= value <= most,
+                f"--{name.replace('_', '-')} {str(value)[:30]}: must be from {least:g} to {most:g}",
+            )
+    require(
+        not config.cluster or "efficiency" not in STUDIES[config.study],
+        f"--study {config.study} times cells on one quiet machine; run it without --cluster",
+    )
     check_overrides(config)
     check_architecture(config)
     config = cells.choose_gpu(config)
@@ -66,8 +69,8 @@ def check(config):
 def check_overrides(config):
     """Refuse overrides that cannot be, or that are there twice."""
     places = [parse_override(text)[:2] for text in config.override]
-    if twice := [f"{method}.{name}" for method, name in places if places.count((method, name)) > 1]:
-        raise UserError(f"--override {twice[0]} is there twice")
+    twice = [f"{method}.{name}" for method, name in places if places.count((method, name)) > 1]
+    require(not twice, lambda: f"--override {twice[0]} is there twice")
 
 
 def without_effect(config, dataset):
@@ -147,8 +150,7 @@ class Plan:
         training = training_row(self.dataset.name, self.dataset.model, self.config)
         row = hyperparameters_of(method, self.dataset.name, "random", training, self.config.override)
         shards, samples = row["shards"], len(self.dataset.train)
-        if shards > samples:
-            raise UserError(f"{method}: {shards} shards are more than the {samples} training samples")
+        require(shards <= samples, f"{method}: {shards} shards are more than the {samples} training samples")
         return self.pretrained_spec | row, row
 
     def refuse_unlike(self):
@@ -257,8 +259,10 @@ class Plan:
         """The arguments of `cells.run_relearning`."""
         path = cell.model_path(self.config)
         stored = load_tensors(path)
-        if stored["config"] != self.specs[replace(cell, tree="cells")]:
-            raise UserError(f"{path} is of another configuration: has another run the same --checkpoints-dir?")
+        require(
+            stored["config"] == self.specs[replace(cell, tree="cells")],
+            f"{path} is of another configuration: has another run the same --checkpoints-dir?",
+        )
         return {"cell": cell, "spec": self.specs[cell], "dataset": self.dataset, "stored": stored}
 
     def auditing(self, cell):

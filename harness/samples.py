@@ -1,28 +1,43 @@
 """Samples of a user's own, from whatever holds them in Python, and what they must be."""
 
+import math
 import os
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+    default_convert,
+)
 from tqdm import tqdm
 
-from harness.store import UserError
+from harness.store import UserError, require
+
+
+def is_whole(values):
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
 def check_samples(x, y, name):
     """Raise a UserError unless x, (N, ...), is finite and y, (N,), has a label from 0 for each of its samples."""
     for values in (x, y):
-        if not isinstance(values, torch.Tensor):
-            raise UserError(f"{name} must be tensors, and one is a {type(values).__name__}")
-    if y.dim() != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise UserError(f"{name}: labels are {y.dtype} of {tuple(y.shape)}; they must be whole numbers, one a sample")
-    if x.dim() < 2 or len(x) != len(y) or not len(x):
-        raise UserError(f"{name}: x is of {tuple(x.shape)} and has {len(y)} labels; it must be (samples, ...)")
+        require(isinstance(values, torch.Tensor), f"{name} must be tensors, and one is a {type(values).__name__}")
+    require(
+        y.dim() == 1 and is_whole(y),
+        f"{name}: labels are {y.dtype} of {tuple(y.shape)}; they must be whole numbers, one a sample",
+    )
+    require(
+        x.dim() > 1 and len(x) == len(y) > 0,
+        f"{name}: x is of {tuple(x.shape)} and has {len(y)} labels; it must be (samples, ...)",
+    )
     if x.is_floating_point() and not (finite := x.flatten(1).isfinite().all(1)).all():
         raise UserError(f"{name}: sample {int((~finite).nonzero()[0])} holds nan or infinity")
-    if y.min() < 0:
-        raise UserError(f"{name}: label {int(y.min())} is below 0; labels count from 0")
+    require(y.min() >= 0, lambda: f"{name}: label {int(y.min())} is below 0; labels count from 0")
 
 
 def check_labels(y):
@@ -39,25 +54,39 @@ def positions(values, device):
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"what to forget must be whole numbers, and is a {type(values).__name__} ({error})")
     found = found if found.numel() else found.long()  # torch makes floats of an empty list
-    if found.dim() != 1 or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise UserError(f"what to forget is {found.dtype} of {tuple(found.shape)}; it must be whole numbers, (n,)")
+    require(
+        found.dim() == 1 and is_whole(found),
+        f"what to forget is {found.dtype} of {tuple(found.shape)}; it must be whole numbers, (n,)",
+    )
     return found.long()
 
 
 def read_samples(samples, name, progress):
     """(x, y) on the CPU from whatever holds samples; x is a tensor, or several in a dict or tuple."""
-    dataset = samples.dataset if isinstance(samples, DataLoader) else samples  # a loader may shuffle
-    if isinstance(dataset, TensorDataset):
+    dataset, collate = samples, stacked
+    if isinstance(samples, DataLoader):  # it may shuffle: its dataset gives the samples in order
+        ordinary = isinstance(samples.sampler, (SequentialSampler, RandomSampler))
+        ordinary &= samples.batch_sampler is None or type(samples.batch_sampler) is BatchSampler
+        require(ordinary, f"{name}: a DataLoader with a sampler of its own; give a Subset of its dataset instead")
+        dataset = samples.dataset
+        collate = stacked if samples.collate_fn in (default_collate, default_convert) else samples.collate_fn
+    if type(dataset) is TensorDataset and collate is stacked:
         *x, y = dataset.tensors
         dataset = x[0] if len(x) == 1 else tuple(x), y
     if not (isinstance(dataset, (tuple, list)) and len(dataset) == 2):
-        dataset = read_dataset(dataset, name, progress)
-    x, y = of_each(tensor, dataset[0]), tensor(dataset[1])
-    return x, y.long() if y.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32) else y
+        dataset = read_dataset(dataset, name, progress, collate)
+    try:
+        x, y = of_each(tensor, dataset[0]), tensor(dataset[1])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} must be numbers ({error})")
+    return x, y.long() if is_whole(y) else y
 
 
 def tensor(values):
-    values = values if isinstance(values, torch.Tensor) else torch.from_numpy(np.asarray(values))
+    """A tensor on the CPU from one, or from what numpy can read."""
+    if not isinstance(values, torch.Tensor):
+        values = np.ascontiguousarray(values)
+        values = torch.from_numpy(values.astype(values.dtype.newbyteorder("=")))
     return values.detach().cpu()
 
 
@@ -68,32 +97,37 @@ def of_each(function, *xs):
     return tuple(map(function, *xs)) if isinstance(xs[0], tuple) else function(*xs)
 
 
-def read_dataset(dataset, name, progress):
-    """All samples of a Dataset or Subset, stacked."""
+def read_dataset(dataset, name, progress, collate):
+    """All samples of a Dataset or Subset, as what `collate` makes of a list of them."""
     try:
-        first, _ = sample(dataset[0])
+        first, count = sample(dataset[0])[0], len(dataset)
         parts = list(first.values()) if isinstance(first, dict) else first if isinstance(first, tuple) else [first]
-        size = sum(torch.as_tensor(part).nbytes for part in parts) * len(dataset)
-    except (TypeError, LookupError, ValueError, RuntimeError, StopIteration) as error:
+        size, free = sum(torch.as_tensor(part).nbytes for part in parts) * count, free_memory()
+    except (TypeError, LookupError, ValueError, RuntimeError, StopIteration, NotImplementedError) as error:
         raise UserError(f"{name} must be (x, y), or hold (tensor, label) for each sample ({error})")
-    if size > (free := free_memory()):
-        raise UserError(f"{name} needs {size / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free")
+    require(size <= free, f"{name} needs {size / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free")
     shown = {"desc": f"reading {name}, {size / 1e6:.0f} MB", "disable": None if progress else True, "leave": False}
+    items = [dataset[number] for number in tqdm(range(count), **shown)]
     try:
-        batches = [sample(batch) for batch in tqdm(DataLoader(dataset, batch_size=500), **shown)]
-    except RuntimeError as error:
-        raise UserError(f"{name}: samples differ in shape: resize or pad them ({' '.join(str(error).split())})")
-    xs, ys = zip(*batches)
-    return of_each(lambda *parts: torch.cat(parts), *xs), torch.cat(ys)
+        return sample(collate(items))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{name}: samples cannot be put together, pad or resize them ({' '.join(str(error).split())})")
+
+
+def stacked(items):
+    """One (x, y) of many: their parts stacked."""
+    xs, ys = zip(*map(sample, items))
+    return of_each(lambda *parts: torch.stack([torch.as_tensor(part) for part in parts]), *xs), torch.as_tensor(ys)
 
 
 def sample(item):
-    """(x, label) of what a Dataset gives: a tuple, or a dict with the label among the inputs."""
+    """(x, label) of what a Dataset gives: a dict with the label among the inputs, (x, label, ...), or (*x, label)."""
     if isinstance(item, dict):
         label = next(key for key in ("labels", "label") if key in item)  # as Hugging Face's data sets call it
         return {key: value for key, value in item.items() if key != label}, item[label]
-    x, label = item[0], item[1]
-    return tuple(x) if isinstance(x, list) else x, label  # a DataLoader makes lists of tuples
+    if len(item) > 2 and torch.as_tensor(item[1]).dim() > 0 and not isinstance(item[0], dict):
+        return tuple(item[:-1]), item[-1]
+    return item[0], item[1]
 
 
 def free_memory():
@@ -104,25 +138,45 @@ def free_memory():
         return float("inf")
 
 
-def packed(x, y, name, inputs):
-    """((x, y), unpack), x one tensor; several become one of (N, entries), which `unpack` takes apart for the net."""
-    parts = list(x.values()) if isinstance(x, dict) else list(x) if isinstance(x, tuple) else [x]
-    for part in parts:
-        whole = not part.is_floating_point()
-        if inputs == "embedding" and not whole:
-            raise UserError(f'{name} is {part.dtype}; inputs "embedding" is for whole numbers, such as tokens')
-        if inputs == "values" and (len(parts) > 1 or (whole and part.dtype != torch.uint8)):
-            what = f"of {len(parts)} parts" if len(parts) > 1 else f"{part.dtype}"
-            raise UserError(f'{name} is {what}: for tokens say inputs="embedding", else give one tensor of floats')
-        if len(part) != len(parts[0]):
-            raise UserError(f"{name}: the parts of x have {len(parts[0])} and {len(part)} samples")
-    if isinstance(x, torch.Tensor):
-        return (x.long() if inputs == "embedding" else x, y), None
-    forms = [(part.shape[1:], part.dtype) for part in parts]
-    sizes = [shape.numel() for shape, _ in forms]
+def packed(parts, inputs):
+    """(x, unpack) for {"train": x, "test": x}: x of several parts becomes one tensor of (N, entries) in each.
+
+    `unpack` takes such a batch apart for the net; it is None where x is one tensor.
+    """
+    forms = {name: {key: form(part, name, inputs) for key, part in parts_of(x).items()} for name, x in parts.items()}
+    differ = f"train has {forms['train']} and test {forms['test']}; they must be alike"
+    require(forms["train"] == forms["test"], f"the parts of x, their shapes and types: {differ}")
+    for name, x in parts.items():
+        counts = {len(part) for part in parts_of(x).values()}
+        require(len(counts) == 1, f"{name}: the parts of x have {' and '.join(map(str, sorted(counts)))} samples")
+    if isinstance(parts["train"], torch.Tensor):
+        return {name: x.long() if inputs == "embedding" else x for name, x in parts.items()}, None
+    known = forms["train"]
+    require(inputs == "embedding", f'train is of {len(known)} parts: for tokens say inputs="embedding", or give one')
+    sizes = [math.prod(shape) for shape, _ in known.values()]
 
     def unpack(batch):
-        found = [part.view(-1, *shape).to(dtype) for part, (shape, dtype) in zip(batch.split(sizes, 1), forms)]
-        return dict(zip(x, found)) if isinstance(x, dict) else found
+        cut = zip(known.items(), batch.split(sizes, 1))
+        found = {key: part.view(-1, *shape).to(dtype) for (key, (shape, dtype)), part in cut}
+        return found if isinstance(parts["train"], dict) else list(found.values())
 
-    return (torch.cat([part.flatten(1).long() for part in parts], 1), y), unpack
+    joined = {
+        name: torch.cat([parts_of(x)[key].reshape(len(parts_of(x)[key]), -1).long() for key in known], 1)
+        for name, x in parts.items()
+    }
+    return joined, unpack
+
+
+def parts_of(x):
+    """The parts of x by their names, or numbers."""
+    return x if isinstance(x, dict) else dict(enumerate(x)) if isinstance(x, tuple) else {0: x}
+
+
+def form(part, name, inputs):
+    """The shape of a sample's part, and its type; a UserError if it is not for these `inputs`."""
+    whole = is_whole(part) or part.dtype == torch.bool
+    require(whole or inputs == "values", f'{name} is {part.dtype}; inputs "embedding" is for whole numbers')
+    values = part.is_floating_point() or part.dtype == torch.uint8 or inputs == "embedding"
+    require(values, f'{name} is {part.dtype}: for tokens say inputs="embedding", else give floats')
+    require(part.dim() > 0, f"{name} is one number; it must be (samples, ...)")
+    return tuple(part.shape[1:]), part.dtype

@@ -17,6 +17,12 @@ class UserError(Exception):
     """A mistake that the user can fix; see `scripts.run_script`."""
 
 
+def require(condition, message):
+    """Raise a UserError with the message, or with what it returns, unless the condition holds."""
+    if not condition:
+        raise UserError(message() if callable(message) else message)
+
+
 def check_writable(folder):
     """Raise a UserError unless files can be made in `folder`, which is made where it is missing."""
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from harness.store import UserError
+from harness.store import UserError, require
 
 # What data sets and ids files may be called: it becomes part of paths and tables.
 NAME = r"[^./\\|<>`$*\x00-\x1f][^/\\|<>`$*\x00-\x1f]{0,99}"
@@ -37,7 +37,7 @@ def parse_task(text):
     and its first line is a heading unless it is an index or a path. ``>`` separates requests one after another.
     """
     if ">" in text:
-        parts = tuple(parse_task(part) for part in text.split(">"))
+        parts = tuple(parse_task(part.strip()) for part in text.split(">"))
         return Task("-then-".join(part.name for part in parts), parts=parts)
     allowed = (
         "random<percent>, 0 < percent < 100, such as random10; class<k>, such as class0 or class0,3; or ids:<file>; "
@@ -45,8 +45,7 @@ def parse_task(text):
     )
     if match := re.fullmatch(r"random(\d{1,3}(?:\.\d{1,9})?)", text):
         percent = float(match[1])
-        if not 0 < percent < 100:
-            raise UserError(f"task {text!r}: {match[1]} % is not between 0 and 100; write {allowed}")
+        require(0 < percent < 100, lambda: f"task {text!r}: {match[1]} % is not between 0 and 100; write {allowed}")
         return Task(f"random{percent:g}", percent=percent)
     if match := re.fullmatch(r"class(\d{1,9}(?:,\d{1,9})*)", text):
         classes = tuple(sorted({int(k) for k in match[1].split(",")}))
@@ -61,8 +60,10 @@ def parse_tasks(texts):
     tasks = {}
     for text in texts:
         task = parse_task(text)
-        if tasks.setdefault(task.name, task) != task:
-            raise UserError(f"task {text!r}: another one is called {task.name} too; give its file another name")
+        require(
+            tasks.setdefault(task.name, task) == task,
+            f"task {text!r}: another one is called {task.name} too; give its file another name",
+        )
     return list(tasks.values())
 
 
@@ -76,23 +77,26 @@ def _read_ids(path):
     ids = text.splitlines()
     if path.suffix.lower() == ".csv":
         rows = list(csv.reader(ids, skipinitialspace=True))
-        if wide := [row for row in rows if len(row) > 1]:
-            raise UserError(f"task ids:{path}: {','.join(wide[0])!r} has {len(wide[0])} columns; there must be one")
+        wide = [row for row in rows if len(row) > 1]
+        require(
+            not wide, lambda: f"task ids:{path}: {','.join(wide[0])!r} has {len(wide[0])} columns; there must be one"
+        )
         ids = ["".join(row) for row in rows]
         if ids and not re.search(r"^\s*-?\d+\s*$|[/\\]", ids[0]):
             ids[0] = ""
     ids = tuple("" if line.lstrip().startswith("#") or not line.strip() else line for line in ids)
-    if not any(ids):
-        raise UserError(f"task ids:{path}: the file names no sample; write one training index per line")
-    if not re.fullmatch(NAME, path.stem):
-        raise UserError(f"task ids:{path}: its name becomes part of paths and tables; it may have no | < > ` $ *")
+    require(any(ids), f"task ids:{path}: the file names no sample; write one training index per line")
+    require(
+        re.fullmatch(NAME, path.stem),
+        f"task ids:{path}: its name becomes part of paths and tables; it may have no | < > ` $ *",
+    )
     return Task(f"ids-{path.stem}", ids=ids)
 
 
 def chosen_samples(dataset, task):
     """Positions in the training set of the samples that the lines of an ids file name."""
     by_file = {file: number for number, file in enumerate(dataset.files)}
-    kinds = "an index" + (" or a path below train/" if dataset.files else "")
+    kinds = "an index" + (" or the path" if dataset.files else "")
     numbers = {}
     for line, text in enumerate(task.ids, 1):
         if not text:
@@ -108,10 +112,11 @@ def chosen_samples(dataset, task):
         if not 0 <= number < len(dataset.train):
             last = len(dataset.train) - 1
             raise UserError(f"{where}: {dataset.name} has no training sample {number}, only 0 to {last}")
-        if number in numbers:
-            raise UserError(f"{where}: {text} is there twice, first in line {numbers[number]}")
+        require(number not in numbers, f"{where}: {text} is there twice, first in line {numbers.get(number)}")
         numbers[number] = line
-    if len(numbers) == len(dataset.train):
-        raise UserError(f"task {task.name}: forgets all {len(numbers)} training samples; at least one must remain")
+    require(
+        len(numbers) != len(dataset.train),
+        f"task {task.name}: forgets all {len(numbers)} training samples; at least one must remain",
+    )
     chosen = torch.tensor(sorted(numbers))
     return chosen if dataset.order is None else torch.isin(dataset.order, chosen).nonzero().squeeze(1)

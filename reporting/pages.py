@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from config import TREES
-from harness.store import UserError, save_atomically
+from harness.store import UserError, require, save_atomically
 from metrics import METRICS
 from reporting import claims, summary, tables
 from reporting.summary import PAPER_DATASETS, PAPER_TASKS, in_order
@@ -237,8 +237,10 @@ def fill(path, found):
         raise UserError(f"--pages {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}")
     names = re.findall(r"<!-- generated: (.*?) -->", page)
     unknown = [name for name in names if name not in found or f"<!-- end of {name} -->" not in page]
-    if unknown or not names:
-        raise UserError(f"--pages {path}: no generated block, or no end of {unknown}; there are {', '.join(found)}")
+    require(
+        names and not unknown,
+        f"--pages {path}: no generated block, or no end of {unknown}; there are {', '.join(found)}",
+    )
     for name in names:
         old = re.escape(f"<!-- generated: {name} -->") + ".*?" + re.escape(f"<!-- end of {name} -->")
         page = re.sub(old, lambda _, name=name: BLOCK.format(name, found[name]), page, flags=re.DOTALL)

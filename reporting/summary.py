@@ -10,7 +10,7 @@ import pandas as pd
 from audit import AUDIT
 from config import BESIDE_ABLATION, TREES
 from harness.cells import key
-from harness.store import UserError, locked, read_record, save_atomically
+from harness.store import UserError, locked, read_record, require, save_atomically
 from metrics import FEWEST, METRICS, gap, tug_of_war
 
 PAPER_VALUES = Path(__file__).parent.parent / "results" / "paper_values.csv"
@@ -20,7 +20,7 @@ MAIN_TASKS = PAPER_TASKS[:2]
 REFERENCES = ("Retrain", "Floor", "Original")  # what methods are compared with, never ranked among them
 CLEAN = ("A_r_clean", "A_f_clean")
 MOVES = ("moved_A_r", "moved_A_f")
-MEASURED = (*METRICS, *CLEAN, *AUDIT, "start_A_r", *MOVES, "forgotten")  # the columns of cells that are averaged
+MEASURED = (*METRICS, *CLEAN, *AUDIT, "start_A_r", *MOVES, "attacked")  # the columns of cells that are averaged
 NOISY = ("MIA", "MIA_diff", *AUDIT[:2], "gap")  # what is noise with fewer than FEWEST samples
 PLACE = ["tree", "dataset", "task"]
 CELL = ["dataset", "task", "method", "seed"]
@@ -46,8 +46,7 @@ def read_cells(results_dir):
                 rows += rows_of(tree, read_record(path.read_bytes(), path))
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{path} is no sound cell ({error!r}); remove it and run main.py again")
-    if not rows:
-        raise UserError(f"{results_dir} holds no cells; make some with main.py --results-dir {results_dir}")
+    require(rows, f"{results_dir} holds no cells; make some with main.py --results-dir {results_dir}")
     return frame(rows)
 
 
@@ -94,7 +93,7 @@ def rows_of(tree, record):
 
 
 def row(tree, record):
-    """One row: names, metrics, `forgotten`, `time_s`, `conditions` (text), `config`, `versions`, `f_o`, `command`.
+    """One row: names, metrics, `attacked`, `time_s`, `conditions` (text), `config`, `versions`, `f_o`, `command`.
 
     Relearning has `curves` ({"A_r": [...], "A_f": [...]}), `start_A_r`, and the largest |difference to the start|:
     `moved_A_r`, `moved_A_f`.
@@ -107,7 +106,7 @@ def row(tree, record):
         **record.get("metrics", {}),
         **({"start_A_r": curves["A_r"][0]} if curves else {}),
         **{f"moved_{name}": max(abs(value - values[0]) for value in values) for name, values in curves.items()},
-        **{name: record.get(name, math.nan) for name in ("forgotten", "time_s")},
+        **{name: record.get(name, math.nan) for name in ("attacked", "time_s")},
         "conditions": f"{made['device']}, threads a cell: {made['threads']}, jobs: {made['jobs']}" if made else "",
         "curves": curves,
         **{name: record.get(name, {}) for name in ("config", "versions", "f_o")},
@@ -208,8 +207,8 @@ def is_lost(stats, place, method):
 
 
 def few_samples(stats, place):
-    """How many samples were to be forgotten at a (tree, dataset, task), if they are too few for an attack; else 0."""
-    counts = [stat.mean for key, stat in stats.items() if key[:3] == place and key[4] == "forgotten"]
+    """How many samples MIA attacked at a (tree, dataset, task), if they are too few to say anything; else 0."""
+    counts = [stat.mean for key, stat in stats.items() if key[:3] == place and key[4] == "attacked"]
     return round(min(counts)) if counts and min(counts) < FEWEST else 0
 
 

@@ -77,7 +77,7 @@ def noise(stats, place):
     """One line on attacks on too few samples."""
     count = few_samples(stats, place)
     error = 50 / math.sqrt(2 * count) if count else 0
-    return [f"({count} to be forgotten: what an attack says of so few is noise, ± {error:.0f} points)"] if count else []
+    return [f"(MIA attacks {count} samples: what it says of so few is noise, ± {error:.0f} points)"] if count else []
 
 
 def longer(by_method):

@@ -29,6 +29,9 @@ def gray(classes):
 def two(classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 2))
 
+def none(classes):
+    pass
+
 def broken(classes):
     raise ValueError("no such net")
 """
@@ -117,13 +120,40 @@ def test_what_is_wrong_is_said_before_data_are_read(photos, changes, message):
     "changes, message",
     [
         ({"layer": "9"}, "the model has no layer '9'; its layers are 0, 1"),
-        ({"model": "my_net.py:gray", "layer": "0"}, r"does not take images of \(3, 64, 64\): .*channels"),
+        (
+            {"model": "my_net.py:gray", "layer": "0"},
+            r"gray cannot be built for images of \(3, 64, 64\): .*channels",
+        ),
+        ({"model": "my_net.py:broken", "layer": "0"}, "cannot be built .*: ValueError: no such net"),
+        ({"model": "my_net.py:none", "layer": "0"}, "cannot be built .*: AttributeError"),
+        ({"model": "torchvision:vit_b_16", "layer": "encoder", "pool": "first"}, "Wrong image height! Expected 224"),
         ({"model": "my_net.py:two", "layer": "0"}, r"gives \(2, 2\) for 2 images of 3 classes"),
     ],
 )
 def test_a_net_that_does_not_fit_the_images_is_refused(photos, changes, message):
     with pytest.raises(UserError, match=message):
         with_architecture(photos, config(**changes))
+
+
+def test_a_file_may_import_its_neighbours_and_define_dataclasses(photos, tmp_path):
+    (tmp_path / "beside.py").write_text("WIDTH = 8")
+    head = "from __future__ import annotations\nfrom dataclasses import dataclass\nimport beside\n"
+    (tmp_path / "my_net.py").write_text(f"{head}@dataclass\nclass Size:\n    width: int = beside.WIDTH\n{SOURCE}")
+    assert with_architecture(photos, config()).model.startswith("my_net.py:build@5#")
+
+
+def test_a_model_is_not_loaded_with_another_source(photos, tmp_path):
+    name = with_architecture(photos, config()).model
+    (tmp_path / "my_net.py").write_text(SOURCE.replace("ReLU", "Tanh"))
+    with pytest.raises(UserError, match=r"--model my_net.py:build: the file has changed since this model was made"):
+        models.build(name, 3, 0)
+
+
+def test_a_checkpoint_of_nan_is_refused(photos):
+    state = models.build(with_architecture(photos, config()).model, 3, seed=5).model.state_dict()
+    torch.save(state | {"4.weight": state["4.weight"] / 0}, "weights.pt")
+    with pytest.raises(UserError, match=r"--checkpoint weights.pt holds nan or infinity"):
+        own_weights("weights.pt", with_architecture(photos, config()))
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}])

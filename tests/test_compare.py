@@ -7,10 +7,12 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, TensorDataset
 
 import camu
-from harness.compare import check, chosen
+import data
+from data import Images
+from harness.compare import check, chosen, trained_references
 from harness.samples import read_samples
 from harness.store import UserError
 from models import Represented
@@ -68,7 +70,7 @@ def test_single_samples_are_forgotten_behind_batch_norm_too(digits, count):
         return nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, classes))
 
     given = {"layer": "2", "train": train, "test": test, "forget": range(count), "build": build, "progress": False}
-    with pytest.warns(UserWarning, match=f"{count} to be forgotten: MIA, RMIA and gap are noise, ± "):
+    with pytest.warns(UserWarning, match=f"MIA attacks {count} samples: it, RMIA and gap are noise, ± "):
         result = camu.compare(net, **given, methods=methods, epochs=1, override=("CaMU.epochs=1", "CaMU.repeats=2"))
     assert not result.table.drop(columns="time_s").loc["CaMU"].isna().any()
 
@@ -147,15 +149,15 @@ def test_a_text_classifier_forgets_a_class_with_every_method():
     [
         (nn.Linear(2, 2), torch.rand(4, 2), "tokens", "inputs 'tokens' is unknown; there are values, embedding"),
         (nn.Linear(2, 2), torch.rand(4, 2), "embedding", "the net has no nn.Embedding"),
-        (TextNet(), torch.rand(4, 2), "embedding", 'train is torch.float32; inputs "embedding" is for whole numbers'),
+        (TextNet(), torch.rand(4, 2), "embedding", 'is torch.float32; inputs "embedding" is for whole numbers'),
         (TextNet(), torch.ones(4, 2, dtype=int), "values", 'train is torch.int64: for tokens say inputs="embedding"'),
         (TextNet(), (torch.rand(4, 2), torch.rand(4, 2)), "values", "train is of 2 parts: for tokens say"),
-        (TextNet(), (torch.ones(4, 2).long(), torch.ones(3, 2).long()), "embedding", "x have 4 and 3 samples"),
+        (TextNet(), (torch.ones(4, 2).long(), torch.ones(3, 2).long()), "embedding", "x have 3 and 4 samples"),
     ],
 )
 def test_inputs_that_take_no_noise_are_named(net, x, inputs, message):
     with pytest.raises(UserError, match=message):
-        camu.compare(net, layer="0", train=(x, [0, 1, 0, 1]), test=None, forget=[0], inputs=inputs)
+        camu.compare(net, layer="0", train=(x, [0, 1, 0, 1]), test=(x, [0, 1, 0, 1]), forget=[0], inputs=inputs)
 
 
 def test_sentences_of_different_length_are_refused():
@@ -163,7 +165,7 @@ def test_sentences_of_different_length_are_refused():
         def __getitem__(self, i):
             return self.ids[i, : 6 + i % 2], self.y[i]
 
-    with pytest.raises(UserError, match="train: samples differ in shape: resize or pad them"):
+    with pytest.raises(UserError, match="train: samples cannot be put together, pad or resize them"):
         read_samples(Ragged(8, 0), "train", progress=False)
 
 
@@ -187,6 +189,93 @@ def test_samples_come_from_whatever_holds_them():
         assert torch.equal(found_x, x) and found_y.tolist() == y.tolist() and found_y.dtype == torch.int64
 
 
+class Scaled(TensorDataset):
+    def __getitem__(self, i):
+        x, y = super().__getitem__(i)
+        return 2 * x, y
+
+
+class Listed(Rows):
+    """As Hugging Face's data sets give samples."""
+
+    def __getitem__(self, i):
+        return {"ids": self.x[i].tolist(), "label": int(self.y[i])}
+
+
+def test_what_a_data_set_or_loader_does_to_samples_is_kept():
+    x, y = torch.rand(7, 3), torch.arange(7) % 3
+    assert torch.equal(read_samples(Scaled(x, y), "train", False)[0], 2 * x)
+    tripled = DataLoader(TensorDataset(x, y), collate_fn=lambda items: (3 * torch.stack([a for a, _ in items]), y))
+    assert torch.equal(read_samples(tripled, "train", False)[0], 3 * x)
+    assert torch.allclose(read_samples(Listed(x, y), "train", False)[0]["ids"], x)
+    parts = Subset(TensorDataset(x, x + 1, y), range(4))
+    found, labels = read_samples(parts, "train", False)
+    assert torch.equal(found[1], x[:4] + 1) and labels.tolist() == [0, 1, 2, 0]
+    mirrored = read_samples((x.numpy()[:, ::-1], y.numpy().astype(">i4")), "train", False)
+    assert torch.equal(mirrored[0], x.flip(1)) and mirrored[1].tolist() == y.tolist()
+    with pytest.raises(UserError, match="train: a DataLoader with a sampler of its own; give a Subset"):
+        read_samples(DataLoader(TensorDataset(x, y), sampler=SubsetRandomSampler(range(3))), "train", False)
+
+
+def test_parts_are_matched_by_name(digits):
+    train, test = Sentences(40, 0), Sentences(20, 1)
+    test.__class__ = type("Turned", (Sentences,), {"__getitem__": lambda self, i: dict(reversed(self_items(self, i)))})
+    given = {"layer": "pooler", "classes": [2], "inputs": "embedding", "progress": False, "methods": ("Original",)}
+    turned = camu.compare(TextNet().eval(), train=train, test=test, **given).models["Original"]
+    assert isinstance(turned, TextNet)
+
+
+def self_items(data, i):
+    return list(Sentences.__getitem__(data, i).items())
+
+
+def test_the_test_sets_order_does_not_matter_to_the_attack(digits):
+    """An image folder's samples come sorted by class, and the attack reads the first."""
+    net, train, (x, y) = digits
+    order = y.argsort()
+    given = {"layer": HIDDEN, "train": train, "forget": range(100), "methods": ("Original",), "progress": False}
+    found = [camu.compare(net, test=part, **given).table.MIA["Original"] for part in ((x, y), (x[order], y[order]))]
+    assert abs(found[0] - found[1]) < 8
+
+
+def test_members_that_every_reference_has_seen_are_left_out(digits):
+    net, train, test = digits
+    given = {"layer": HIDDEN, "train": train, "test": test, "forget": range(100), "progress": False}
+    table = camu.compare(net, **given, methods=("Original",), references=[(net, range(600))]).table
+    assert "RMIA_AUC" not in table
+    table = camu.compare(net, **given, methods=("Original",), references=[(net, range(50))]).table
+    assert table.RMIA_TPR1["Original"] < 100
+    seen = trained_references(4, Dataset_of(train), 0, {"retrain_epochs": 1, "lr": 1e-3}, False)
+    counts = torch.bincount(torch.cat([half for _, half in seen]))
+    assert counts.tolist() == [2] * 600
+
+
+def Dataset_of(train):
+    part = Images(*train)
+    fresh = lambda classes: Represented(make_net(classes), HIDDEN)  # noqa: E731
+    return data.Dataset("own", fresh, part, part, tuple("abcdefghij"))
+
+
+def test_nets_that_change_values_in_place_or_are_compiled_forget_too(digits):
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = make_net()
+
+        def forward(self, x):
+            x -= 0.5
+            return self.net(x)
+
+    _, (x, y), test = digits
+    compiled = torch.compile(make_net(), backend="eager")
+    compiled(x[:3])
+    for net, layer in ((InPlace(), "net.2"), (compiled, "_orig_mod.2")):
+        given = {"layer": layer, "train": (x.clone(), y), "test": test, "forget": range(100), "progress": False}
+        with torch.no_grad():
+            table = camu.compare(net, **given, methods=("Boundary",)).table
+        assert table.A_r.notna().all()
+
+
 @pytest.mark.parametrize(
     "samples, message",
     [
@@ -208,14 +297,19 @@ def test_more_than_fits_into_memory_is_refused(monkeypatch):
 X, Y = torch.rand(6, 4), torch.arange(6) % 3
 
 
+def net(head):
+    return nn.Sequential(nn.Identity(), head)
+
+
 @pytest.mark.parametrize(
-    "net, train, message",
+    "head, train, message",
     [
         (nn.Linear(4, 3), (X, Y[:5]), r"train: x is of \(6, 4\) and has 5 labels"),
         (nn.Linear(4, 3), (X[:0], Y[:0]), r"train: x is of \(0, 4\) and has 0 labels"),
         (nn.Linear(4, 3), (torch.where(X[2, 1] == X, torch.nan, X), Y), "train: sample 2 holds nan or infinity"),
         (nn.Linear(4, 3).half(), (X, Y), "train is torch.float32 and the net's weights are torch.float16"),
-        (nn.Linear(4, 1), (X, Y), r"the net's output is \(2, 1\) for two samples"),
+        (nn.Linear(4, 1), (X, Y), r"the net's output is \(6, 1\) for 6 samples"),
+        (nn.Linear(5, 3), (X, Y), r"train: the net cannot be run on samples of \(4,\): .*shapes"),
         (nn.Linear(4, 3), (X, Y + 1), "train: labels go up to 3; the net has classes 0 to 2"),
         (nn.Linear(4, 3), (X, Y - 1), "train: label -1 is below 0"),
         (nn.Linear(4, 3), (X, torch.rand(6)), "train: labels are torch.float32"),
@@ -223,22 +317,68 @@ X, Y = torch.rand(6, 4), torch.arange(6) % 3
         (nn.Linear(4, 3), (X, Y * 0 + 2), "all labels are 2: unlearning needs at least two classes"),
     ],
 )
-def test_samples_that_do_not_fit_the_net_are_refused_before_any_work(net, train, message):
-    f_o = Represented(nn.Sequential(nn.Identity(), net), "0")
+def test_samples_that_do_not_fit_the_net_are_refused_before_any_work(head, train, message):
     with pytest.raises(UserError, match=message):
-        check(f_o, train, (X, Y))
+        check(Represented(net(head), "0"), Images(*train), Images(X, Y))
+
+
+def test_a_test_set_is_checked_as_the_training_set_is():
+    f_o = Represented(net(nn.Linear(4, 3)), "0")
+    with pytest.raises(UserError, match=r"test: the net cannot be run on samples of \(5,\)"):
+        check(f_o, Images(X, Y), Images(torch.rand(6, 5), Y))
+    with pytest.raises(UserError, match="test: the test set holds 2 samples"):
+        check(f_o, Images(X, Y), Images(X[:2], Y[:2]))
+    with torch.no_grad():
+        f_o.model[1].bias[0] = torch.nan
+    with pytest.raises(UserError, match="train: the net's outputs hold nan or infinity"):
+        check(f_o, Images(X, Y), Images(X, Y))
 
 
 @pytest.mark.parametrize(
-    "net, train, message",
+    "head, train, message",
     [
         (nn.Linear(4, 3), (X, Y * 2 % 4), "class 1 has no training sample: are the labels without gaps"),
         (nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)), (X, Y), "give logits, not a softmax"),
     ],
 )
-def test_what_is_odd_is_warned_of(net, train, message):
+def test_what_is_odd_is_warned_of(head, train, message):
     with pytest.warns(UserWarning, match=message):
-        assert check(Represented(nn.Sequential(nn.Identity(), net), "0"), train, (X, Y)) == 3
+        assert check(Represented(net(head), "0"), Images(*train), Images(X, Y)) == 3
+
+
+FROZEN = net(nn.Linear(4, 3)).requires_grad_(False)
+NET = net(nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"net": FROZEN}, "every parameter of the net is frozen"),
+        ({"net": torch.jit.script(NET)}, "the net is a TorchScript module"),
+        ({"methods": ()}, "no method ''"),
+        ({"methods": "CaM"}, "no method 'CaM'"),
+        ({"override": "CaMU.lr=1"}, "CaMU has no 'lr'"),
+        ({"logits": "scores"}, "logits is 'scores'; it must be a function"),
+        ({"epochs": 0}, "epochs 0: must be whole, from 1"),
+        ({"epochs": 1.5}, "epochs 1.5: must be whole, from 1"),
+        ({"lr": 0}, "lr 0: must be above 0"),
+        ({"references": (NET, [1])}, "references must be a number, or .net, positions"),
+        ({"references": [(NET, [9])]}, "there is no training sample 9, only 0 to 5"),
+        ({"build": lambda classes: NET}, "build returns the net itself"),
+        ({"build": lambda classes: net(nn.Linear(4, 7))}, r"build.3. returns a net of 7 classes; the net has 3"),
+        ({"build": lambda: None}, "build.3. fails: TypeError"),
+        ({"build": lambda classes: net(nn.Linear(9, 3))}, r"build: the net cannot be run on samples of \(4,\)"),
+        ({"train": (X, ["a", "b"] * 3)}, "train must be numbers"),
+        ({"train": ([[1.0], [1.0, 2.0]], [0, 1])}, "train must be numbers"),
+        ({"test": (X.double(), Y)}, "they must be alike"),
+        ({"test": (X[:, :3], Y)}, "they must be alike"),
+        ({"test": ((X, X), Y)}, "they must be alike"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused_before_any_work(changes, message):
+    given = {"net": NET, "layer": "0", "train": (X, Y), "test": (X, Y), "forget": [0], "progress": False} | changes
+    with pytest.raises(UserError, match=message):
+        camu.compare(given.pop("net"), **given, **({} if "methods" in changes else {"methods": ("Original",)}))
 
 
 LABELS = torch.tensor([0, 1, 1, 2, 0])
@@ -254,10 +394,12 @@ LABELS = torch.tensor([0, 1, 1, 2, 0])
         (np.array([False, True, False, True, False]), None, [1, 3]),
         (None, [1], [1, 2]),
         (None, 0, [0, 4]),
+        ({3, 1}, None, [3, 1]),
+        (None, {1, 2}, [1, 2, 3]),
     ],
 )
 def test_what_to_forget_is_said_in_any_way(forget, classes, expected):
-    assert chosen(forget, classes, LABELS).tolist() == expected
+    assert sorted(chosen(forget, classes, LABELS).tolist()) == sorted(expected)
 
 
 @pytest.mark.parametrize(
@@ -267,8 +409,10 @@ def test_what_to_forget_is_said_in_any_way(forget, classes, expected):
         ([1], [1], "give either forget"),
         (None, [5], "no training sample is of class 5"),
         (torch.ones(3, dtype=torch.bool), None, r"the mask of what to forget is \(3,\); there are 5 training samples"),
-        ([0.5], None, "forget is torch.float64"),
-        (torch.zeros(2, 2, dtype=int), None, r"forget is torch.int64 of \(2, 2\)"),
+        ([0.5], None, "what to forget is torch.float32"),
+        (torch.zeros(2, 2, dtype=int), None, r"what to forget is torch.int64 of \(2, 2\)"),
+        ([5], None, "there is no training sample 5, only 0 to 4"),
+        (None, ["1"], "what to forget must be whole numbers"),
     ],
 )
 def test_what_names_no_samples_is_refused(forget, classes, message):

@@ -86,6 +86,9 @@ def test_the_table_of_all_cells_is_current_after_every_cell(toy_config, tmp_path
     main.main(replace(toy_config, methods=("CaMU", "Boundary")))
     assert [len(table) for table in seen[:2]] == [2, 3]
     assert set(seen[-1].method) == {"Original", "CaMU", "Boundary"} and seen[-1].A_r.notna().all()
+    (tmp_path / "results/cells.csv").unlink()
+    main.main(replace(toy_config, methods=("CaMU",)))  # which is finished
+    assert len(read_csv(tmp_path / "results")) == 3
     (tmp_path / "results/cells/Toy/class0/Original/seed0.json").write_text("{}")
     main.main(replace(toy_config, methods=("Unroll",)))
     assert set(read_csv(tmp_path / "results").method) == {"Original", "CaMU", "Boundary"}

@@ -55,7 +55,7 @@ def test_torchvisions_architectures_forget_a_class(name, layer, pool, side, epoc
             module.momentum = 0.1  # MobileNet's 0.01 would need many more steps than these
     learn(net, *train, epochs, lr)
     given = {"layer": layer, "pool": pool, "train": train, "test": test, "classes": [1], "lr": lr, "progress": False}
-    with pytest.warns(UserWarning, match="40 to be forgotten"):
+    with pytest.warns(UserWarning, match="MIA attacks 40 samples"):
         table = camu.compare(net, **given, override=(f"CaMU.repeats={repeats}",)).table
     assert table.A_ts["Original"] > 95
     assert table.A_ts_f["CaMU"] <= 5 and table.A_ts_r["CaMU"] >= 0.95 * table.A_ts_r["Original"]

@@ -106,12 +106,12 @@ def test_the_terminal_table_divides_no_times_of_unlike_conditions(tmp_path):
 def test_what_an_attack_says_of_too_few_samples_is_called_noise():
     both = {"A_r": 99.0, "A_f": 90.0, "MIA": 50.0, "RMIA_AUC": 50.0}
     values = {"Retrain": both, "CaMU": both | {"gap": 12.5}}
-    enough = numbers(PLACE, {m: found | {"forgotten": 50} for m, found in values.items()})
-    stats = numbers(PLACE, {m: found | {"forgotten": 2} for m, found in values.items()})
+    enough = numbers(PLACE, {m: found | {"attacked": 50} for m, found in values.items()})
+    stats = numbers(PLACE, {m: found | {"attacked": 2} for m, found in values.items()})
     text = tables.terminal_table(stats, PLACE)
     shown = terminal_rows(text)["CaMU"]
     assert (shown["A_r"], shown["MIA"], shown["RMIA"], shown["gap"]) == ("99.00", "noise", "noise", "noise")
-    assert "(2 to be forgotten: what an attack says of so few is noise, ± 25 points)" in text
+    assert "(MIA attacks 2 samples: what it says of so few is noise, ± 25 points)" in text
     assert tables.entries(stats, PLACE, "gap", ["Retrain", "CaMU"]) == ["–", "noise"]
     assert "noise" not in tables.terminal_table(enough, PLACE)
     assert tables.entries(enough, PLACE, "gap", ["Retrain", "CaMU"]) == ["–", "12.50 (1)"]

@@ -88,7 +88,7 @@ def test_samples_of_an_image_folder_are_chosen_by_their_file_or_its_number(ids_t
     order = torch.tensor([4, 2, 0, 5, 1, 3])  # sample 0 is file number 4
     dataset = toy(("a/0.png", "a/1.png", "a/2.png", "b/0.png", "b/1.png", "b/2.png"), order)
     assert chosen_samples(dataset, ids_task("b/0.png", 0)).tolist() == [2, 5]
-    with pytest.raises(UserError, match=r"'b/3.png' is not an index or a path below train/ of a training sample"):
+    with pytest.raises(UserError, match=r"'b/3.png' is not an index or the path of a training sample"):
         chosen_samples(dataset, ids_task("b/3.png"))
     with pytest.raises(UserError, match=r"line 2: b/0.png is there twice, first in line 1"):
         chosen_samples(dataset, ids_task("3", "b/0.png"))

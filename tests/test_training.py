@@ -10,6 +10,7 @@ import training
 from data import generator, shuffled_batches
 from harness import graphs
 from harness.graphs import Captured, captured
+from harness.store import load_tensors
 from training import frozen_outputs, train
 
 OPTIONS = {"epochs": 3, "lr": 1e-3, "batch_size": 32}
@@ -70,10 +71,10 @@ def test_an_interrupted_training_continues_bit_for_bit(split, tmp_path, monkeypa
 
     with pytest.raises(KeyboardInterrupt):
         run(split, partial=partial, after=interrupt)
-    stored = torch.load(partial, weights_only=True)
+    stored = load_tensors(partial)
     assert stored["epoch"] == 2 and stored["seconds"] > 0
     assert same_weights(run(split, partial=partial), run(split))
-    assert torch.load(partial, weights_only=True)["seconds"] > stored["seconds"]
+    assert load_tensors(partial)["seconds"] > stored["seconds"]
 
 
 def test_a_short_training_is_not_saved(split, tmp_path):
