@@ -12,7 +12,7 @@ import torch
 import torchvision
 
 import models
-from harness.store import UserError, require
+from harness.store import explained, require
 
 
 def with_architecture(dataset, config):
@@ -25,14 +25,9 @@ def with_architecture(dataset, config):
         name += "#" + source_digest(config.model)  # another source is another model
     dataset = replace(dataset, model=name)
     classes, x = len(dataset.classes), dataset.train.batch(torch.arange(min(2, len(dataset.train))))
-    try:
-        with torch.no_grad():
-            logits, _ = models.build(name, classes, seed=0).eval()(x)
-    except UserError:
-        raise
-    except Exception as error:  # it is the user's code
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise UserError(f"--model {config.model} cannot be built for images of {tuple(x.shape[1:])}: {reason}")
+    cannot = f"--model {config.model} cannot be built for images of {tuple(x.shape[1:])}"
+    with explained(cannot, Exception), torch.no_grad():  # it is the user's code
+        logits, _ = models.build(name, classes, seed=0).eval()(x)
     require(
         logits.shape == (len(x), classes),
         f"--model {config.model} gives {tuple(logits.shape)} for {len(x)} images of {classes} classes",
@@ -88,8 +83,8 @@ def function_of(text, weights=None):
             name in torchvision.models.list_models(torchvision.models),
             f"--model {text}: torchvision has no such classifier; it has resnet50, vit_b_16 and others",
         )
-        if weights and weights not in (known := torchvision.models.get_model_weights(name).__members__):
-            raise UserError(f"--weights {weights}: {name} has {', '.join(known)}")
+        known = ["", None, *torchvision.models.get_model_weights(name).__members__]
+        require(weights in known, f"--weights {weights}: {name} has {', '.join(known[2:])}")
         return lambda classes: torchvision_model(name, classes, weights)
     require(
         source.endswith(".py") and Path(source).is_file(),
@@ -99,11 +94,9 @@ def function_of(text, weights=None):
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     if (folder := str(Path(source).parent.resolve())) not in sys.path:
         sys.path.append(folder)  # for the modules beside it
-    try:
+    with explained(f"--model {text}", Exception):  # it is the user's code
         spec.loader.exec_module(module)
         return getattr(module, name)
-    except Exception as error:  # it is the user's code
-        raise UserError(f"--model {text}: {type(error).__name__}: {error}")
 
 
 def torchvision_model(name, classes, weights=None):
@@ -118,19 +111,15 @@ def torchvision_model(name, classes, weights=None):
 
 @functools.cache
 def pretrained_weights(name, weights):
-    try:
+    with explained(f"--weights {weights} cannot be had", OSError, RuntimeError):  # no network, or a wrong hash
         return torchvision.models.get_model_weights(name)[weights].get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:  # no network, or a wrong hash
-        raise UserError(f"--weights {weights}: they cannot be had ({' '.join(str(error).split())})")
 
 
 def own_weights(path, dataset):
     """The state dict of a user's checkpoint for the data set's model; a UserError says what does not fit."""
-    try:
+    cannot = f"--checkpoint {path} cannot be read, save a state dict with torch.save"
+    with explained(cannot, Exception):  # zip and pickle readers each raise their own
         stored = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # zip and pickle readers each raise their own
-        reason = " ".join(re.sub("\x1b\\[[0-9;]*m", "", str(error)).split())[:200]
-        raise UserError(f"--checkpoint {path} cannot be read: {reason}; save a state dict with torch.save")
     while isinstance(stored, dict) and (inner := [k for k in ("state_dict", "model", "state") if k in stored]):
         stored = stored[inner[0]]
     require(
@@ -141,11 +130,8 @@ def own_weights(path, dataset):
     own = model.model if isinstance(model, models.Represented) else model
     for prefix in ("module.", "_orig_mod."):  # of DataParallel and torch.compile
         stored = {name.removeprefix(prefix): value for name, value in stored.items()}
-    try:
+    with explained(f"--checkpoint {path} does not fit --model {dataset.model}", RuntimeError):
         own.load_state_dict(stored)
-        finite = all(value.isfinite().all() for value in stored.values() if value.is_floating_point())
-        require(finite, f"--checkpoint {path} holds nan or infinity")
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"--checkpoint {path} does not fit --model {dataset.model}: {reason}")
+    finite = all(value.isfinite().all() for value in stored.values() if value.is_floating_point())
+    require(finite, f"--checkpoint {path} holds nan or infinity")
     return models.cpu_state(model)

@@ -18,7 +18,7 @@ from data import Dataset, Images, derive_seed, generator, whole_split
 from harness.cells import test_accuracy, timed
 from harness.datasets import check_test_samples
 from harness.samples import check_labels, check_samples, packed, positions, read_samples
-from harness.store import UserError, require
+from harness.store import explained, require
 from hyperparameters import hyperparameters_of, settings, training_row
 from metrics import FEWEST, METRICS, attacked, evaluate, gap, tug_of_war
 from training import frozen_outputs
@@ -160,10 +160,8 @@ def check_arguments(net, methods, build, logits, inputs, epochs, lr, references)
 
 def copied(net):
     """A copy in evaluation mode; the user's own stays as it is."""
-    try:
+    with explained("the net cannot be copied, run it once under torch.no_grad()", Exception):
         return copy.deepcopy(net).eval()
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise UserError(f"the net cannot be copied ({error}); run it once under torch.no_grad()")
 
 
 def check(f_o, train, test):
@@ -191,13 +189,9 @@ def check(f_o, train, test):
 def logits_for(f_o, part, name):
     """The net's logits for all samples of a part; a UserError if it cannot be run on them, or gives no logits."""
     part = part.to(next(f_o.parameters()).device)
-    try:
+    cannot = f"{name}: the net cannot be run on samples of {tuple(part.pixels.shape[1:])}"
+    with explained(cannot, Exception):  # it is the user's net
         output = frozen_outputs(f_o, part, torch.arange(len(part), device=part.device))
-    except UserError:
-        raise
-    except Exception as error:  # it is the user's net
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{name}: the net cannot be run on samples of {tuple(part.pixels.shape[1:])}: {reason}")
     wanted = "it must be a logit for each of at least two classes"
     shape = tuple(output.shape)
     require(len(shape) == 2 and shape[1] > 1, f"the net's output is {shape} for {len(part)} samples; {wanted}")
@@ -209,12 +203,8 @@ def check_fresh(fresh, net, train, classes):
     """Raise a UserError unless `build` gives another net of the same form."""
     if fresh is None:
         return
-    try:
+    with explained(f"build({classes}) fails", Exception):  # it is the user's function
         built = fresh(classes).to(next(net.parameters()).device).eval()
-    except UserError:
-        raise
-    except Exception as error:  # it is the user's function
-        raise UserError(f"build({classes}) fails: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
     require(built.model is not net, "build returns the net itself; it must return one with fresh weights")
     few = Images(train.pixels[:2], train.labels[:2])
     count = logits_for(built, few, "build").shape[1]

@@ -20,7 +20,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST, ImageFo
 from tqdm import tqdm
 
 from data import Dataset, Images, generator
-from harness.store import UserError, load_or_set_aside, read_tensors, require, save_tensors
+from harness.store import UserError, explained, load_or_set_aside, read_tensors, require, save_tensors
 from hyperparameters import FAMILIES
 
 CNN_DATASETS = ("OptDigits", "Digit", "Fashion")
@@ -122,11 +122,9 @@ def _resnet_dataset(name, train, test, classes, side, **rest):
 def _arrays(path):
     """({"train": [(image, label), ...], "test": ...}, names of the classes) from an npz file."""
     names = ("x_train", "y_train", "x_test", "y_test")
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            found = {name: stored[name] for name in names if name in stored}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}")
+    unreadable = explained(f"{path} cannot be read", OSError, ValueError, zipfile.BadZipFile)
+    with unreadable, np.load(path, allow_pickle=False) as stored:
+        found = {name: stored[name] for name in names if name in stored}
     lost = [name for name in names if name not in found]
     require(not lost, lambda: f"{path} has no {lost[0]}; it must hold {', '.join(names)}")
     parts = {}
@@ -158,11 +156,8 @@ def _torchvision_images(name, root, progress):
     for part in ("train", "test"):
         given = {"train": part == "train"} if "train" in known else {"split": part}
         given |= {"split": "balanced"} if name == "EMNIST" else {}
-        try:
+        with explained(f"{name}: torchvision cannot load its {part} part from {root}", Exception):
             dataset = kind(root, **given, **({"download": True} if "download" in known else {}))
-        except Exception as error:  # torchvision raises anything here
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"{name}: torchvision cannot load its {part} part from {root} ({reason})")
         classes = getattr(dataset, "classes", None)
         shown = {"desc": f"{name}: reading", "disable": None if progress else True}
         parts[part] = [dataset[i] for i in tqdm(range(len(dataset)), **shown)]
@@ -242,10 +237,8 @@ def _listings(name, tree):
 
     def listing(folder):
         refuse_loops(name, folder)
-        try:
+        with explained(name, FileNotFoundError):
             found = VisibleFolders(folder)
-        except FileNotFoundError as error:
-            raise UserError(f"{name}: {' '.join(str(error).split())}")
         broken = [path for path, _ in found.samples if not os.path.isfile(path)]
         require(not broken, lambda: f"{name}: {broken[0]} is no file: a link to nothing, or a pipe")
         images = {path for path, _ in found.samples}
@@ -269,10 +262,9 @@ def _listings(name, tree):
 
 def _cut(listing):
     """A folder of classes alone, cut into four fifths for training and one for the test, class by class."""
-    try:
+    cannot = f"{listing.root} cannot be cut into train and test, make the two folders yourself"
+    with explained(cannot, ValueError):  # too few images of a class
         parts = train_test_split(listing.samples, test_size=0.2, stratify=listing.targets, random_state=0)
-    except ValueError as error:  # too few images of a class
-        raise UserError(f"{listing.root} cannot be cut into train and test ({error}); make the two folders yourself")
     return dict(zip(("train", "test"), map(sorted, parts))), tuple(listing.classes)
 
 
@@ -325,17 +317,12 @@ def _pixels(source, mode, side):
 
 def _open(source, header_only=False):
     """An image of PIL, upright, from its path or itself; or its mode and size alone."""
-    try:
-        with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source) as image:
-            require(
-                not image.mode.startswith(("I", "F")),
-                f"{source}: images of mode {image.mode} are not read, only those of 8 bits a channel",
-            )
-            if header_only:
-                return image.mode, image.size
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except UserError:
-        raise
-    except Exception as error:  # each of PIL's readers raises its own, from OSError to SyntaxError
-        raise UserError(f"{source}: not a readable image ({' '.join(str(error).split())})")
+    ours = isinstance(source, Image.Image)
+    unreadable = explained(f"{source}: not a readable image", Exception)  # PIL's readers raise OSError to SyntaxError
+    with unreadable, nullcontext(source) if ours else Image.open(source) as image:
+        unread = f"{source}: images of mode {image.mode} are not read, only those of 8 bits a channel"
+        require(not image.mode.startswith(("I", "F")), unread)
+        if header_only:
+            return image.mode, image.size
+        image.load()
+        return ImageOps.exif_transpose(image)

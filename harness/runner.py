@@ -12,7 +12,7 @@ import joblib
 from tqdm import tqdm
 
 from harness.scripts import PORTABLE
-from harness.store import UserError
+from harness.store import UserError, explained
 
 PR_SET_PDEATHSIG = 1  # of Linux' prctl: the signal that a process gets when its parent dies
 SHARED = ("dataset", "f_o_state", "prepared")  # arguments of many calls, sent to a cluster once
@@ -41,10 +41,10 @@ def one_by_one(function, calls, config, bar):
 
 
 def side_by_side(function, calls, config, bar):
-    parallel = joblib.Parallel(config.jobs, return_as="generator_unordered", pre_dispatch=config.jobs)
+    ways = {"return_as": "generator_unordered", "pre_dispatch": config.jobs}
+    parallel = joblib.Parallel(config.jobs, "loky", **ways, initializer=die_with, initargs=(os.getpid(),))
     try:
-        run, parent = joblib.delayed(named_beside), os.getpid()
-        yield from parallel(run(parent, p, function, **arguments()) for p, arguments in calls)
+        yield from parallel(joblib.delayed(named)(p, function, **arguments()) for p, arguments in calls)
     except BrokenProcessPool:
         message = f"one of the {config.jobs} processes was ended from outside, as happens when memory runs out"
         raise UserError(f"{message}; the same command, with fewer --jobs, continues with what is not finished")
@@ -54,13 +54,12 @@ def named(purpose, function, **arguments):
     return purpose, function(**arguments)
 
 
-def named_beside(parent, purpose, function, **arguments):
-    """`named`, in a process that ends with the one that asked for it."""
+def die_with(parent):
+    """Let this process end with the one that started it, though that is killed."""
     with suppress(OSError, AttributeError, TypeError):  # Linux alone has this
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
-    return named(purpose, function, **arguments)
 
 
 def on_cluster(function, calls, config, bar):
@@ -101,7 +100,8 @@ def start_ray(config):
         raise UserError("--cluster needs Ray: python -m pip install -r requirements-ray.txt")
     if not ray.is_initialized():
         kept_back = [".git", ".venv", "data", "checkpoints", "runs", "results", "tests", "*.ipynb"]
-        try:
+        failed = f"--cluster {config.cluster}: no Ray cluster answers"
+        with explained(failed, ConnectionError, ValueError, RuntimeError):
             ray.init(
                 address=None if config.cluster == "local" else config.cluster,
                 num_cpus=config.jobs * config.threads if config.cluster == "local" else None,
@@ -114,6 +114,4 @@ def start_ray(config):
                 include_dashboard=False if config.cluster == "local" else None,
                 logging_level="ERROR",
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(f"--cluster {config.cluster}: no Ray cluster answers ({' '.join(str(error).split())})")
     return ray

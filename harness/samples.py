@@ -16,7 +16,7 @@ from torch.utils.data import (
 )
 from tqdm import tqdm
 
-from harness.store import UserError, require
+from harness.store import UserError, explained, require
 
 
 def is_whole(values):
@@ -42,17 +42,16 @@ def check_samples(x, y, name):
 
 def check_labels(y):
     """The labels that occur in y, sorted; a UserError if it is one only."""
-    if len(known := y.unique()) < 2:
-        raise UserError(f"all labels are {int(y[0])}: unlearning needs at least two classes")
+    known = y.unique()
+    require(len(known) > 1, f"all labels are {int(y[0])}: unlearning needs at least two classes")
     return known
 
 
 def positions(values, device):
     """Whole numbers of any kind, in a list, an array or a tensor, as a LongTensor, (n,)."""
-    try:
+    must = f"what to forget must be whole numbers, and is a {type(values).__name__}"
+    with explained(must, TypeError, ValueError, RuntimeError):
         found = torch.as_tensor(list(values) if isinstance(values, (range, set, tuple)) else values, device=device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"what to forget must be whole numbers, and is a {type(values).__name__} ({error})")
     found = found if found.numel() else found.long()  # torch makes floats of an empty list
     require(
         found.dim() == 1 and is_whole(found),
@@ -75,10 +74,8 @@ def read_samples(samples, name, progress):
         dataset = x[0] if len(x) == 1 else tuple(x), y
     if not (isinstance(dataset, (tuple, list)) and len(dataset) == 2):
         dataset = read_dataset(dataset, name, progress, collate)
-    try:
+    with explained(f"{name} must be numbers", TypeError, ValueError):
         x, y = of_each(tensor, dataset[0]), tensor(dataset[1])
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name} must be numbers ({error})")
     return x, y.long() if is_whole(y) else y
 
 
@@ -99,19 +96,15 @@ def of_each(function, *xs):
 
 def read_dataset(dataset, name, progress, collate):
     """All samples of a Dataset or Subset, as what `collate` makes of a list of them."""
-    try:
+    with explained(f"{name} must be (x, y), or hold (tensor, label) for each sample", Exception):
         first, count = sample(dataset[0])[0], len(dataset)
-        parts = list(first.values()) if isinstance(first, dict) else first if isinstance(first, tuple) else [first]
-        size, free = sum(torch.as_tensor(part).nbytes for part in parts) * count, free_memory()
-    except (TypeError, LookupError, ValueError, RuntimeError, StopIteration, NotImplementedError) as error:
-        raise UserError(f"{name} must be (x, y), or hold (tensor, label) for each sample ({error})")
+        size, free = sum(torch.as_tensor(part).nbytes for part in parts_of(first).values()) * count, free_memory()
     require(size <= free, f"{name} needs {size / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free")
     shown = {"desc": f"reading {name}, {size / 1e6:.0f} MB", "disable": None if progress else True, "leave": False}
     items = [dataset[number] for number in tqdm(range(count), **shown)]
-    try:
+    cannot = f"{name}: samples cannot be put together, pad or resize them"
+    with explained(cannot, TypeError, ValueError, RuntimeError):
         return sample(collate(items))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{name}: samples cannot be put together, pad or resize them ({' '.join(str(error).split())})")
 
 
 def stacked(items):

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tempfile
 import zipfile
 from contextlib import contextmanager
@@ -23,25 +24,33 @@ def require(condition, message):
         raise UserError(message() if callable(message) else message)
 
 
+@contextmanager
+def explained(message, *kinds):
+    """Turn errors of these kinds into a UserError: the message, and what the error says."""
+    try:
+        yield
+    except UserError:
+        raise
+    except kinds as error:
+        reason = getattr(error, "strerror", None) or re.sub("\x1b\\[[0-9;]*m", "", str(error))
+        raise UserError(f"{message}: {' '.join(reason.split())[:300] or type(error).__name__}")
+
+
 def check_writable(folder):
     """Raise a UserError unless files can be made in `folder`, which is made where it is missing."""
-    try:
+    with explained(f"{folder} cannot be written to", OSError):
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, buffering=0) as probe:  # its own name: runs may start together
             probe.write(bytes(4096))
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written to: {error.strerror}")
 
 
 @contextmanager
 def locked(folder):
     """Let one process at a time work on what a folder holds; the lock of one that has died is free."""
     lock = FileLock(folder / ".lock")
-    try:
+    with explained(f"{folder} cannot be written to", OSError):
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written to: {error.strerror}")
     try:
         yield
     finally:
@@ -51,7 +60,7 @@ def locked(folder):
 def save_atomically(path, content):
     """Write a file so that it is there in full or not at all; a UserError if it cannot be, as when the disk is full."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with explained(f"{path} cannot be written", OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as file:
@@ -61,8 +70,6 @@ def save_atomically(path, content):
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}")
 
 
 def save_tensors(path, values):

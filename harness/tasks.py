@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from harness.store import UserError, require
+from harness.store import UserError, explained, require
 
 # What data sets and ids files may be called: it becomes part of paths and tables.
 NAME = r"[^./\\|<>`$*\x00-\x1f][^/\\|<>`$*\x00-\x1f]{0,99}"
@@ -68,12 +68,10 @@ def parse_tasks(texts):
 
 
 def _read_ids(path):
-    try:
+    with explained(f"task ids:{path}: the file cannot be read", OSError, ValueError):
         if path.exists() and not path.is_file():  # reading a pipe may never end
             raise OSError("it is no regular file")
         text = path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
-    except (OSError, ValueError) as error:
-        raise UserError(f"task ids:{path}: the file cannot be read ({error})")
     ids = text.splitlines()
     if path.suffix.lower() == ".csv":
         rows = list(csv.reader(ids, skipinitialspace=True))
@@ -109,9 +107,8 @@ def chosen_samples(dataset, task):
             number = int(text)
         else:
             raise UserError(f"{where}: {text[:200]!r} is not {kinds} of a training sample of {dataset.name}")
-        if not 0 <= number < len(dataset.train):
-            last = len(dataset.train) - 1
-            raise UserError(f"{where}: {dataset.name} has no training sample {number}, only 0 to {last}")
+        last = len(dataset.train) - 1
+        require(0 <= number <= last, f"{where}: {dataset.name} has no training sample {number}, only 0 to {last}")
         require(number not in numbers, f"{where}: {text} is there twice, first in line {numbers.get(number)}")
         numbers[number] = line
     require(

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from config import TREES
-from harness.store import UserError, require, save_atomically
+from harness.store import explained, require, save_atomically
 from metrics import METRICS
 from reporting import claims, summary, tables
 from reporting.summary import PAPER_DATASETS, PAPER_TASKS, in_order
@@ -231,10 +231,8 @@ def rate_name(line):
 
 def fill(path, found):
     """Write the generated blocks of a page anew, by their names; a UserError if it has none or an unknown one."""
-    try:
+    with explained(f"--pages {path}", OSError, ValueError):
         page = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"--pages {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}")
     names = re.findall(r"<!-- generated: (.*?) -->", page)
     unknown = [name for name in names if name not in found or f"<!-- end of {name} -->" not in page]
     require(

@@ -10,7 +10,7 @@ import pandas as pd
 from audit import AUDIT
 from config import BESIDE_ABLATION, TREES
 from harness.cells import key
-from harness.store import UserError, locked, read_record, require, save_atomically
+from harness.store import UserError, explained, locked, read_record, require, save_atomically
 from metrics import FEWEST, METRICS, gap, tug_of_war
 
 PAPER_VALUES = Path(__file__).parent.parent / "results" / "paper_values.csv"
@@ -42,10 +42,8 @@ def read_cells(results_dir):
     rows = []
     for tree in TREES:
         for path in sorted(Path(results_dir, tree).glob("*/*/*/seed*.json")):
-            try:
+            with explained(f"{path} is no sound cell, remove it and run main.py again", Exception):
                 rows += rows_of(tree, read_record(path.read_bytes(), path))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{path} is no sound cell ({error!r}); remove it and run main.py again")
     require(rows, f"{results_dir} holds no cells; make some with main.py --results-dir {results_dir}")
     return frame(rows)
 

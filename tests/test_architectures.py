@@ -84,7 +84,7 @@ def test_weights_that_cannot_be_downloaded_are_named(photos, monkeypatch):
 
     pretrained_weights.cache_clear()
     monkeypatch.setattr("torchvision.models.WeightsEnum.get_state_dict", offline)
-    with pytest.raises(UserError, match=r"--weights DEFAULT: they cannot be had .*no network"):
+    with pytest.raises(UserError, match=r"--weights DEFAULT cannot be had: .*no network"):
         with_architecture(photos, config(model="torchvision:resnet18", layer="avgpool", weights="DEFAULT"))
 
 
@@ -101,7 +101,7 @@ def test_another_source_is_another_model(photos, tmp_path):
     [
         ({"layer": ""}, "--model and --layer belong together"),
         ({"model": ""}, "--model and --layer belong together"),
-        ({"model": "my_net.py:nope"}, "--model my_net.py:nope: AttributeError"),
+        ({"model": "my_net.py:nope"}, "--model my_net.py:nope: module .* has no attribute"),
         ({"model": "other.py:build"}, "write torchvision:<name>, or <file>.py:<function> for a file that is there"),
         ({"model": "resnet50"}, "write torchvision:<name>, or"),
         ({"model": "torchvision:resnet51"}, "torchvision has no such classifier"),
@@ -124,8 +124,8 @@ def test_what_is_wrong_is_said_before_data_are_read(photos, changes, message):
             {"model": "my_net.py:gray", "layer": "0"},
             r"gray cannot be built for images of \(3, 64, 64\): .*channels",
         ),
-        ({"model": "my_net.py:broken", "layer": "0"}, "cannot be built .*: ValueError: no such net"),
-        ({"model": "my_net.py:none", "layer": "0"}, "cannot be built .*: AttributeError"),
+        ({"model": "my_net.py:broken", "layer": "0"}, "cannot be built .*: no such net"),
+        ({"model": "my_net.py:none", "layer": "0"}, "cannot be built .*: 'NoneType'"),
         ({"model": "torchvision:vit_b_16", "layer": "encoder", "pool": "first"}, "Wrong image height! Expected 224"),
         ({"model": "my_net.py:two", "layer": "0"}, r"gives \(2, 2\) for 2 images of 3 classes"),
     ],
@@ -172,7 +172,7 @@ def test_a_checkpoint_is_taken_as_people_save_them(photos, wrap, prefix):
         (nn.Linear(3, 2).state_dict(), "does not fit --model .*Missing key"),
         ([1, 2], "holds no state dict"),
         ({"a": 1}, "holds no state dict"),
-        (nn.Linear(3, 2), "cannot be read: .*; save a state dict with torch.save"),
+        (nn.Linear(3, 2), "cannot be read, save a state dict with torch.save: "),
     ],
 )
 def test_a_checkpoint_that_is_none_of_the_model_is_refused(photos, content, message):

@@ -366,7 +366,7 @@ NET = net(nn.Linear(4, 3))
         ({"references": [(NET, [9])]}, "there is no training sample 9, only 0 to 5"),
         ({"build": lambda classes: NET}, "build returns the net itself"),
         ({"build": lambda classes: net(nn.Linear(4, 7))}, r"build.3. returns a net of 7 classes; the net has 3"),
-        ({"build": lambda: None}, "build.3. fails: TypeError"),
+        ({"build": lambda: None}, "build.3. fails: .*takes 0 positional"),
         ({"build": lambda classes: net(nn.Linear(9, 3))}, r"build: the net cannot be run on samples of \(4,\)"),
         ({"train": (X, ["a", "b"] * 3)}, "train must be numbers"),
         ({"train": ([[1.0], [1.0, 2.0]], [0, 1])}, "train must be numbers"),

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, make_toy_dataset, records
+from joblib.externals.loky import get_reusable_executor
 
 import main
 import training
@@ -24,10 +25,12 @@ from harness.store import UserError
 
 def results(folder):
     """Every cell's content but what may differ between runs: times, and how many ran at once."""
-    return {
-        str(path): {name: value for name, value in record.items() if name not in ("time_s", "conditions")}
-        for path, record in records(folder).items()
-    }
+
+    def timeless(record):
+        found = {name: value for name, value in record.items() if name not in ("time_s", "conditions", "checksum")}
+        return found | {"requests": [timeless(after) for after in record.get("requests", [])]}
+
+    return {str(path): timeless(record) for path, record in records(folder).items()}
 
 
 @pytest.fixture
@@ -95,35 +98,63 @@ def run_saving_often(config, die_at=None):
     training.SAVE_EVERY_S = 0
     main.load = lambda *_, **__: make_toy_dataset()
     main.main(config)
+    get_reusable_executor().shutdown()  # or this process waits for idle workers at its end
+
+
+KILLS = {  # what is run, and at which saved file each run is killed: at 30 in all
+    "plain": ({"methods": ("Retrain", "SISA"), "save_models": True}, (1, 2, 8, 5, 3, 12, 10, 9, 11, 7, 6, 4, 2)),
+    "ablation": ({"study": "ablation"}, (3, 6, 9, 2, 5)),
+    "requests": ({"tasks": ("class0>class1",), "methods": ("Retrain", "CaMU")}, (6, 4, 8, 5, 7)),
+    "relearning": ({"study": "relearn", "methods": ("Original", "CaMU")}, (3, 6, 4, 2, 5)),
+    "two jobs": ({"methods": ("Retrain", "CaMU"), "jobs": 2}, (4, 6)),
+}
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_nothing_is_lost(config, tmp_path):
-    context = multiprocessing.get_context("forkserver")  # a process that has the modules already
-    context.set_forkserver_preload(["main"])
-
-    def run(config, die_at=None):
-        process = context.Process(target=run_saving_often, args=(config, die_at))
-        process.start()
-        process.join()
-        return process.exitcode
-
-    config = replace(config, methods=("Retrain", "SISA"), pretrain_epochs=4, retrain_epochs=4, save_models=True)
-    assert run(config) == 0
+@pytest.mark.parametrize("kind", KILLS)
+def test_killed_at_any_moment_nothing_is_lost(config, tmp_path, kind):
+    changes, moments = KILLS[kind]
+    config = replace(config, pretrain_epochs=2, retrain_epochs=2, **changes)
+    assert run_processes([(config, None)]) == [0]
     killed, seen = elsewhere(config, tmp_path / "killed"), {}
-    for die_at in (1, 2, 8, 5, 3, 12, 10, 9, 11, 7, 6, 4, 2):
-        assert run(killed, die_at) == -signal.SIGKILL
+    for die_at in moments:
+        assert run_processes([(killed, die_at)])[0] in (-signal.SIGKILL, 0)
         there = set((tmp_path / "killed/runs").rglob("seed*.json"))
         for path in there:
             json.loads(path.read_text())  # in full or not at all
             assert seen.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns, f"{path} was run twice"
         assert seen.keys() == there, "a finished cell was lost"
-    assert seen and run(killed) == 0
+    assert seen and run_processes([(killed, None)]) == [0]
     assert results(tmp_path / "killed/runs") == results(tmp_path / "results")
-    models = {path.relative_to(tmp_path): path.read_bytes() for path in (tmp_path / "checkpoints").rglob("*.pt")}
-    assert len(models) == 1 + 2 + 1 + 2 + 2  # f_o, shards, references, unlearned models, outputs
-    assert all((tmp_path / "killed" / place).read_bytes() == content for place, content in models.items())
     assert not list(tmp_path.rglob("*.damaged")) and not list(tmp_path.rglob("*.partial*.pt"))
+    if kind == "plain":
+        models = {path.relative_to(tmp_path): path.read_bytes() for path in (tmp_path / "checkpoints").rglob("*.pt")}
+        assert len(models) == 1 + 2 + 1 + 2 + 2  # f_o, shards, references, unlearned models, outputs
+        assert all((tmp_path / "killed" / place).read_bytes() == content for place, content in models.items())
+
+
+@pytest.mark.slow
+def test_two_runs_in_one_folder_are_killed_and_lose_nothing(config, tmp_path):
+    config = replace(config, methods=("Retrain", "CaMU"), pretrain_epochs=2, retrain_epochs=2)
+    assert run_processes([(config, None)]) == [0]
+    killed = elsewhere(config, tmp_path / "killed")
+    for moments in ((2, 3), (4, 1), (3, 6)):
+        assert set(run_processes([(killed, die_at) for die_at in moments])) <= {-signal.SIGKILL, 0}
+    assert run_processes([(killed, None)] * 2) == [0, 0]
+    assert results(tmp_path / "killed/runs") == results(tmp_path / "results")
+    assert not list(tmp_path.rglob("*.damaged"))
+
+
+def run_processes(calls):
+    """`run_saving_often` with each of the arguments, side by side: the exit statuses."""
+    context = multiprocessing.get_context("forkserver")  # processes that have the modules already
+    context.set_forkserver_preload(["main"])
+    processes = [context.Process(target=run_saving_often, args=arguments) for arguments in calls]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
 
 
 @pytest.mark.slow
@@ -221,7 +252,7 @@ def test_no_ray_and_no_cluster_are_said(small_config, monkeypatch):
     calls = {0: lambda: {"value": 0}}
     config = replace(small_config, cluster="10.0.0.1:6379")
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=refuse))
-    with pytest.raises(UserError, match=r"--cluster 10\.0\.0\.1:6379: no Ray cluster answers \(no answer\)"):
+    with pytest.raises(UserError, match=r"--cluster 10\.0\.0\.1:6379: no Ray cluster answers: no answer"):
         list(run_all(double, calls, config, "x"))
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install -r requirements-ray\.txt"):

@@ -142,7 +142,7 @@ def test_what_is_no_list_of_samples_is_refused_at_once(tmp_path):
     with pytest.raises(UserError, match="'file,reason' has 2 columns; there must be one"):
         parse_task(f"ids:{tmp_path}/wide.csv")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match=r"pipe: the file cannot be read \(it is no regular file"):
+    with pytest.raises(UserError, match=r"pipe: the file cannot be read: it is no regular file"):
         parse_task(f"ids:{tmp_path}/pipe")
 
 
