@@ -108,7 +108,7 @@ def compare(
 
     if (few := attacked(split, dataset.test)) < FEWEST:
         error = 50 / math.sqrt(2 * few)
-        warnings.warn(f"MIA attacks {few} samples: it, RMIA and gap are noise, ± {error:.0f} points", stacklevel=2)
+        warnings.warn(f"MIA attacks {few} samples: it, RMIA and gap are noise, ± {error:.0f} points", stacklevel=4)
 
     found, unlearned, outputs = {}, {}, {}
     for name in sorted(methods, key=lambda name: name != "Retrain"):
@@ -180,9 +180,9 @@ def check(f_o, train, test):
         require(highest < classes, f"{name}: labels go up to {highest}; the net has classes 0 to {classes - 1}")
     if len(known) < classes:
         absent = next(label for label in range(classes) if label not in known)
-        warnings.warn(f"class {absent} has no training sample: are the labels without gaps?", stacklevel=3)
+        warnings.warn(f"class {absent} has no training sample: are the labels without gaps?", stacklevel=5)
     if (outputs[0] >= 0).all() and (outputs[0].sum(1) - 1).abs().max() < 1e-3:
-        warnings.warn("the net's outputs are positive and add up to 1: give logits, not a softmax", stacklevel=3)
+        warnings.warn("the net's outputs are positive and add up to 1: give logits, not a softmax", stacklevel=5)
     return classes
 
 

@@ -1,5 +1,6 @@
 """How the scripts begin and end."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -87,3 +88,37 @@ run_script(main, Settings, "")
         for kernels in ("native", "portable")
     ]
     assert found[0][1] == "False" and found[1] == ["AVX2", "True"]
+
+
+def test_ctrl_c_during_imports_ends_in_one_line():
+    """`harness.scripts` comes first in every script, and imports nothing that takes long."""
+    code = "import sys, harness.scripts; print('torch' in sys.modules, flush=True); raise KeyboardInterrupt"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "False\n")
+    assert done.stderr == "\ninterrupted; the same command continues with what is not finished\n"
+    for script in (
+        "main.py",
+        "report.py",
+        *(f"benchmarks/{name}.py" for name in ("tune", "speed", "passes", "device")),
+    ):
+        tree = ast.parse((ROOT / script).read_text())
+        first = next(node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom)))
+        assert first.names[0].name == "harness.scripts", script
+
+
+def test_a_terminal_that_knows_few_signs_gets_the_rest_replaced():
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    code = "from harness.scripts import run_script; import dataclasses\n@dataclasses.dataclass\nclass S:\n    pass\n"
+    code += "run_script(lambda _: print('÷ ±'), S, '')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=env)
+    assert (done.returncode, done.stdout) == (0, "? ?\n"), done.stderr
+
+
+def test_too_little_memory_is_said_in_one_line(monkeypatch, capsys):
+    def fail(_):
+        raise MemoryError
+
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    with pytest.raises(SystemExit) as ended:
+        run_script(fail, Settings, "what it does")
+    assert (ended.value.code, capsys.readouterr().err) == (2, "error: there is not enough memory\n")
