@@ -77,7 +77,13 @@ def noise(stats, place):
     """One line on attacks on too few samples."""
     count = few_samples(stats, place)
     error = 50 / math.sqrt(2 * count) if count else 0
-    return [f"(MIA attacks {count} samples: what it says of so few is noise, ± {error:.0f} points)"] if count else []
+    return (
+        [
+            f"(MIA attacks {count} sample{'s' if count > 1 else ''}: what it says of so few is noise, ± {error:.0f} points)"
+        ]
+        if count
+        else []
+    )
 
 
 def longer(by_method):
