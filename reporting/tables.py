@@ -76,14 +76,10 @@ def terminal_table(stats, place):
 def noise(stats, place):
     """One line on attacks on too few samples."""
     count = few_samples(stats, place)
-    error = 50 / math.sqrt(2 * count) if count else 0
-    return (
-        [
-            f"(MIA attacks {count} sample{'s' if count > 1 else ''}: what it says of so few is noise, ± {error:.0f} points)"
-        ]
-        if count
-        else []
-    )
+    if not count:
+        return []
+    attacked, error = f"{count} sample{'s' if count > 1 else ''}", 50 / math.sqrt(2 * count)
+    return [f"(MIA attacks {attacked}: what it says of so few is noise, ± {error:.0f} points)"]
 
 
 def longer(by_method):
