@@ -69,12 +69,14 @@ def membership_attack(remain_p, test_p, forget_p, other_test_p, threads=1):
     and other test samples (`other_test_p`). All four are (n, classes).
 
     The paper's attacker is xgboost's (binary logistic, 100 trees of depth 6, learning rate 0.3). scikit-learn's
-    histogram trees with these settings replace it, because xgboost's wheel brings a second NCCL beside torch's. Three
-    details of the published attack are not matched. xgboost's least child weight of 1 is a sum of hessians, at least 4
-    samples where it is undecided; the published one is fitted on 99 % of the samples; and in CIFAR100's class removal it
-    attacks D_f ten times over. On the same outputs of CaMU and Retrain (Digit class0, seed 0) this attacker gives 22.90
-    and 26.87, with leaves of 4 samples 22.87 and 26.91; xgboost 3.2, with all or 99 % of the samples and either of its
-    tree methods, 22.67 to 23.41 and 26.69 to 27.36.
+    histogram trees with these settings replace it, because xgboost's wheel brings a second NCCL beside torch's.
+
+    Three details of the published attack are not matched. xgboost's least child weight of 1 is a sum of hessians: at
+    least 4 samples where it is undecided. The attacker is fitted on 99 % of the samples. In CIFAR100's class removal it
+    is asked about D_f ten times over. On the same outputs of CaMU and Retrain (Digit class0, seed 0) this attacker gives
+    22.90 and 26.87, with leaves of 4 samples 22.87 and 26.91. xgboost 3.2 gives 22.67 to 23.41 and 26.69 to 27.36, by
+    either of its tree methods with all or 99 % of the samples.
+
     `threads` are the trees' threads: more threads than cores, torch's included, slow them down many times.
     """
     trees = {"max_iter": 100, "learning_rate": 0.3, "max_depth": 6, "max_leaf_nodes": None, "min_samples_leaf": 1}
