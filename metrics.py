@@ -73,7 +73,7 @@ def membership_attack(remain_p, test_p, forget_p, other_test_p, threads=1):
 
     Three details of the published attack are not matched. xgboost's least child weight of 1 is a sum of hessians: at
     least 4 samples where it is undecided. The attacker is fitted on 99 % of the samples. In CIFAR100's class removal it
-    is asked about D_f ten times over. On the same outputs of CaMU and Retrain (Digit class0, seed 0) this attacker gives
+    is asked about D_f ten times over. On the same outputs of CaMU and Retrain (Digit class0, seed 0) this one gives
     22.90 and 26.87, with leaves of 4 samples 22.87 and 26.91. xgboost 3.2 gives 22.67 to 23.41 and 26.69 to 27.36, by
     either of its tree methods with all or 99 % of the samples.
 

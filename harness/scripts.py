@@ -3,25 +3,33 @@
 Importing this module comes first in a script, so that Ctrl-C ends the other imports, which take seconds, in one line.
 """
 
+import errno
 import os
 import signal
 import sys
 import warnings
+from pathlib import Path
 
 # What selects the same kernels on every x86 processor with AVX2.
 PORTABLE = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
 INTERRUPTED = "\ninterrupted; the same command continues with what is not finished"
 
 
-def say_interrupted(kind, error, trace):
-    """What Python calls for an error that nobody has caught."""
-    if issubclass(kind, KeyboardInterrupt):
-        print(INTERRUPTED, file=sys.stderr)
-        os._exit(130)  # libraries that are half imported may hang
-    sys.__excepthook__(kind, error, trace)
+def end_at_once(number, frame):
+    """Ends the program while modules are imported: many of them swallow or change what a handler raises."""
+    os.write(2, f"{INTERRUPTED}\n".encode())
+    os._exit(130 if number == signal.SIGINT else 143)
 
 
-sys.excepthook = say_interrupted
+def watch_imports():
+    """Until `run_script`, end in one line for Ctrl-C, unless that is ignored, and SIGTERM."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end_at_once)
+    signal.signal(signal.SIGTERM, end_at_once)
+
+
+if Path(getattr(sys.modules["__main__"], "__file__", "")).resolve().is_relative_to(Path(__file__).parents[1]):
+    watch_imports()  # the program is one of this repository's scripts
 
 
 def run_script(function, settings, description):
@@ -34,7 +42,10 @@ def run_script(function, settings, description):
 
     from harness.store import UserError
 
-    for stream in (sys.stdout, sys.stderr):
+    if signal.getsignal(signal.SIGINT) is end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.stdout, sys.stderr = (stream or Path(os.devnull).open("w") for stream in (sys.stdout, sys.stderr))
+    for stream in (sys.stdout, sys.stderr):  # none where it is closed
         stream.reconfigure(errors="replace")  # a terminal may not know all signs
     try:
         with warnings.catch_warnings(action="error", category=UserWarning):
@@ -45,11 +56,18 @@ def run_script(function, settings, description):
         signal.signal(signal.SIGTERM, terminate)
         function(chosen)
     except (UserError, UserWarning, MemoryError) as error:
-        print("error:", str(error).partition(" We'll try")[0] or "there is not enough memory", file=sys.stderr)
+        message = " ".join(str(error).partition(" We'll try")[0].splitlines())
+        print("error:", message or "there is not enough memory", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # the output's reader, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("error: the output cannot be written: no space is left", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt as stopped:
         print(INTERRUPTED, file=sys.stderr)
         sys.exit(143 if stopped.args else 130)

@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -22,6 +22,13 @@ def require(condition, message):
     """Raise a UserError with the message, or with what it returns, unless the condition holds."""
     if not condition:
         raise UserError(message() if callable(message) else message)
+
+
+def bytes_of(path):
+    """A file's content; an OSError for what is no regular file: reading a pipe may never end."""
+    if path.exists() and not path.is_file():
+        raise OSError("it is no regular file")
+    return path.read_bytes()
 
 
 @contextmanager
@@ -81,7 +88,7 @@ def save_tensors(path, values):
 
 def load_tensors(path):
     """What `save_tensors` wrote, on the CPU; never pickled objects. An error for a single wrong bit."""
-    return read_tensors(Path(path).read_bytes())
+    return read_tensors(bytes_of(Path(path)))
 
 
 def read_tensors(content, path=None):
@@ -110,14 +117,15 @@ def load_or_set_aside(path, read):
     of permission or memory.
     """
     try:
-        return read(path.read_bytes(), path)
+        return read(bytes_of(path), path)
     except FileNotFoundError:
         return None
     except (OSError, MemoryError) as error:
         raise UserError(f"{path} cannot be read: {str(error) or type(error).__name__}")
     except Exception as error:  # json, zip and pickle readers each raise their own
         aside = path.with_name(path.name + ".damaged")
-        os.replace(path, aside)
+        with explained(f"{path} is damaged and cannot be set aside", OSError), suppress(FileNotFoundError):
+            os.replace(path, aside)  # unless another run has done so
         print(f"{path} is damaged ({type(error).__name__}): set aside as {aside.name}, to be made again", flush=True)
         return None
 

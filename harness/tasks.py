@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from harness.store import UserError, explained, require
+from harness.store import UserError, bytes_of, explained, require
 
 # What data sets and ids files may be called: it becomes part of paths and tables.
-NAME = r"[^./\\|<>`$*\x00-\x1f][^/\\|<>`$*\x00-\x1f]{0,99}"
+NAME = r"[^./\\|<>`$*\x00-\x1f\ud800-\udfff][^/\\|<>`$*\x00-\x1f\ud800-\udfff]{0,99}"
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,10 @@ def parse_tasks(texts):
 
 
 def _read_ids(path):
-    with explained(f"task ids:{path}: the file cannot be read", OSError, ValueError):
-        if path.exists() and not path.is_file():  # reading a pipe may never end
-            raise OSError("it is no regular file")
-        text = path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
-    ids = text.splitlines()
+    with explained(f"task ids:{path}: the file cannot be read", OSError, ValueError, csv.Error):
+        ids = bytes_of(path).decode("utf-8-sig").splitlines()  # with or without a byte order mark
+        rows = list(csv.reader(ids, skipinitialspace=True)) if path.suffix.lower() == ".csv" else []
     if path.suffix.lower() == ".csv":
-        rows = list(csv.reader(ids, skipinitialspace=True))
         wide = [row for row in rows if len(row) > 1]
         require(
             not wide, lambda: f"task ids:{path}: {','.join(wide[0])!r} has {len(wide[0])} columns; there must be one"

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from config import TREES
-from harness.store import explained, require, save_atomically
+from harness.store import bytes_of, explained, require, save_atomically
 from metrics import METRICS
 from reporting import claims, summary, tables
 from reporting.summary import PAPER_DATASETS, PAPER_TASKS, in_order
@@ -232,7 +232,7 @@ def rate_name(line):
 def fill(path, found):
     """Write the generated blocks of a page anew, by their names; a UserError if it has none or an unknown one."""
     with explained(f"--pages {path}", OSError, ValueError):
-        page = path.read_text(encoding="utf-8")
+        page = bytes_of(path).decode()
     names = re.findall(r"<!-- generated: (.*?) -->", page)
     unknown = [name for name in names if name not in found or f"<!-- end of {name} -->" not in page]
     require(

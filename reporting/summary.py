@@ -10,7 +10,7 @@ import pandas as pd
 from audit import AUDIT
 from config import BESIDE_ABLATION, TREES
 from harness.cells import key
-from harness.store import UserError, explained, locked, read_record, require, save_atomically
+from harness.store import UserError, bytes_of, explained, locked, read_record, require, save_atomically
 from metrics import FEWEST, METRICS, gap, tug_of_war
 
 PAPER_VALUES = Path(__file__).parent.parent / "results" / "paper_values.csv"
@@ -41,9 +41,11 @@ def read_cells(results_dir):
     """All finished cells as `frame` gives them; a UserError if there is none, or one that cannot be read."""
     rows = []
     for tree in TREES:
-        for path in sorted(Path(results_dir, tree).glob("*/*/*/seed*.json")):
+        with explained(f"{results_dir} cannot be read", OSError):
+            paths = sorted(Path(results_dir, tree).glob("*/*/*/seed*.json"))
+        for path in paths:
             with explained(f"{path} is no sound cell, remove it and run main.py again", Exception):
-                rows += rows_of(tree, read_record(path.read_bytes(), path))
+                rows += rows_of(tree, read_record(bytes_of(path), path))
     require(rows, f"{results_dir} holds no cells; make some with main.py --results-dir {results_dir}")
     return frame(rows)
 
@@ -60,7 +62,7 @@ def write_csv(results_dir):
         for name in ("config", "versions"):
             cells[name] = cells[name].map(json.dumps)
         cells["f_o"] = [known.get("digest", "") for known in cells.f_o]
-        save_atomically(folder / "cells.csv", cells.drop(columns="curves").to_csv(index=False).encode())
+        save_atomically(folder / "cells.csv", cells.drop(columns="curves").to_csv(index=False).encode(errors="replace"))
 
 
 def frame(rows):

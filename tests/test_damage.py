@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import main
 from harness.datasets import load
-from harness.store import load_or_set_aside, read_record, read_tensors, save_record, save_tensors
+from harness.store import UserError, load_or_set_aside, read_record, read_tensors, save_record, save_tensors
 
 RECORD = {"dataset": "Digit", "task": "class0", "method": "CaMU", "seed": 0, "metrics": {"A_r": 98.5}, "config": {}}
 TENSORS = {"state": {"w": torch.arange(60.0).view(6, 10), "b": torch.zeros(3, dtype=torch.uint8)}, "epoch": 3}
@@ -83,6 +83,24 @@ def test_another_files_content_is_set_aside(tmp_path):
     save_record(here, RECORD)
     os.replace(there, here)
     assert load_or_set_aside(here, read_record) is None
+
+
+@pytest.mark.parametrize("name, read", [("seed0.json", read_record), ("model.pt", read_tensors)])
+def test_pipes_and_folders_in_a_files_place_are_refused_and_do_not_hang(tmp_path, name, read):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} cannot be read: it is no regular file"):
+        load_or_set_aside(tmp_path / name, read)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"{name} cannot be read: it is no regular file"):
+        load_or_set_aside(tmp_path / name, read)
+
+
+def test_a_damaged_file_that_cannot_be_set_aside_is_named(tmp_path):
+    (tmp_path / "seed0.json").write_text("{")
+    (tmp_path / "seed0.json.damaged").mkdir()
+    with pytest.raises(UserError, match=r"seed0.json is damaged and cannot be set aside: Is a directory"):
+        load_or_set_aside(tmp_path / "seed0.json", read_record)
 
 
 def test_a_changed_number_is_set_aside(tmp_path):

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -92,10 +93,13 @@ run_script(main, Settings, "")
 
 def test_ctrl_c_during_imports_ends_in_one_line():
     """`harness.scripts` comes first in every script, and imports nothing that takes long."""
-    code = "import sys, harness.scripts; print('torch' in sys.modules, flush=True); raise KeyboardInterrupt"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (130, "False\n")
-    assert done.stderr == "\ninterrupted; the same command continues with what is not finished\n"
+    code = "import os, signal, sys, harness.scripts; print('torch' in sys.modules, flush=True)\n"
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler); harness.scripts.watch_imports()\n"
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        run = [sys.executable, "-c", code + f"os.kill(os.getpid(), {int(number)}); print('went on')"]
+        done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (status, "False\n")
+        assert done.stderr == "\ninterrupted; the same command continues with what is not finished\n"
     for script in (
         "main.py",
         "report.py",
@@ -122,3 +126,28 @@ def test_too_little_memory_is_said_in_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         run_script(fail, Settings, "what it does")
     assert (ended.value.code, capsys.readouterr().err) == (2, "error: there is not enough memory\n")
+
+
+@pytest.mark.parametrize("output, status, said", [(">&-", 0, ""), (">/dev/full", 2, "no space is left")])
+def test_an_output_that_is_closed_or_full_gives_no_traceback(output, status, said):
+    code = "from harness.scripts import run_script; import dataclasses\n@dataclasses.dataclass\nclass S:\n    pass\n"
+    code += "run_script(lambda _: print('x', flush=True), S, '')"
+    done = subprocess.run(
+        f'"{sys.executable}" -c "$CODE" {output}',
+        shell=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"CODE": code},
+    )
+    assert done.returncode == status and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_message_stays_in_one_line(monkeypatch, capsys):
+    def fail(_):
+        raise UserError("a\nb: is wrong")
+
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    with pytest.raises(SystemExit):
+        run_script(fail, Settings, "what it does")
+    assert capsys.readouterr().err == "error: a b: is wrong\n"

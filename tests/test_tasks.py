@@ -151,7 +151,7 @@ def test_a_missing_ids_file_is_refused():
         parse_task("ids:nowhere.txt")
 
 
-@pytest.mark.parametrize("name", ["a|b.txt", "$x$.txt", "a<b.txt", "a`b.txt", "new\nline.txt"])
+@pytest.mark.parametrize("name", ["a|b.txt", "$x$.txt", "a<b.txt", "a`b.txt", "new\nline.txt", "ids\udcff.txt"])
 def test_files_whose_names_would_break_tables_are_refused(tmp_path, name):
     (tmp_path / name).write_text("1\n")
     with pytest.raises(UserError, match="its name becomes part of paths and tables"):
@@ -170,3 +170,9 @@ def test_an_endless_index_is_refused_in_a_short_line(tmp_path):
     with pytest.raises(UserError, match="line 1: '9999") as refused:
         chosen_samples(make_toy_dataset(), parse_task(f"ids:{tmp_path / 'ids.txt'}"))
     assert len(str(refused.value)) < 500
+
+
+def test_a_field_without_end_is_refused(tmp_path):
+    (tmp_path / "ids.csv").write_text('"' + "9" * 200_000)
+    with pytest.raises(UserError, match="the file cannot be read: field larger than field limit"):
+        parse_task(f"ids:{tmp_path / 'ids.csv'}")
