@@ -4,6 +4,7 @@ Importing this module comes first in a script, so that Ctrl-C ends the other imp
 """
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -44,8 +45,8 @@ def run_script(function, settings, description):
 
     if signal.getsignal(signal.SIGINT) is end_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.stdout, sys.stderr = (stream or Path(os.devnull).open("w") for stream in (sys.stdout, sys.stderr))
-    for stream in (sys.stdout, sys.stderr):  # none where it is closed
+    sys.stdout, sys.stderr = (stream or io.TextIOWrapper(io.BytesIO()) for stream in (sys.stdout, sys.stderr))
+    for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # a terminal may not know all signs
     try:
         with warnings.catch_warnings(action="error", category=UserWarning):
