@@ -39,7 +39,6 @@ def main(config):
         plan.prepare()  # the pre-unlearning model f_o: trained, or loaded from an earlier run
         for tree in STUDIES[config.study]:  # sections 4.2.1 cells, 4.2.2 efficiency, 4.3 ablation, 4.4 relearn
             run(plan, tree, config, started)
-        write_csv(config.results_dir)
         for task in tasks:
             print_tables(plan, task, config)
     folder, trees = config.results_dir, ", ".join(STUDIES[config.study])
@@ -56,8 +55,11 @@ def run(plan, tree, config, started):
     todo = plan.by_value(cell for cell in plan.todo(tree) if plan.is_ready(cell))
     calls = {cell: lambda cell=cell: arguments(cell) for cell in todo}
     starts = partial(plan.has_time_for, started=started)
-    for cell, result in run_all(function, calls, config, f"{plan.dataset.name}: {tree}", starts):
-        plan.keep(cell, result)
+    try:
+        for cell, result in run_all(function, calls, config, f"{plan.dataset.name}: {tree}", starts):
+            plan.keep(cell, result)
+            write_csv(config.results_dir, every_s=10)
+    finally:
         write_csv(config.results_dir)
     if left := plan.todo(tree):
         print(f"{plan.dataset.name}: {len(left)} cells of {tree} are left, from {left[0]}: --time-limit")

@@ -64,6 +64,7 @@ class Represented(nn.Module):
 
     def __init__(self, model, layer, pool="flatten", logits=None, inputs=None):
         super().__init__()
+        require(isinstance(model, nn.Module), f"the model is a {type(model).__name__}; it must be an nn.Module")
         known = [name for name, _ in model.named_modules() if name]
         require(layer in known, f"the model has no layer {layer!r}; its layers are {', '.join(known)}")
         require(pool in POOLS, f"pool {pool!r} is unknown; there are {', '.join(POOLS)}")
@@ -78,6 +79,9 @@ class Represented(nn.Module):
             logits = self.logits(self.model(**given) if isinstance(given, dict) else self.model(*given))
         finally:
             hook.remove()
+        form = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        flat = isinstance(form, tuple) and len(form) == 2
+        require(flat, f"the logits are {form}; they must be a tensor, (B, classes)")
         require(len(seen) == 1, f"layer {self.layer!r} ran {len(seen)} times in a forward pass; it must run once")
         require(
             isinstance(seen[0], torch.Tensor),

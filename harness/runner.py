@@ -11,7 +11,7 @@ from pathlib import Path
 import joblib
 from tqdm import tqdm
 
-from harness.scripts import PORTABLE
+from harness.scripts import PORTABLE, interruptions
 from harness.store import UserError, explained
 
 PR_SET_PDEATHSIG = 1  # of Linux' prctl: the signal that a process gets when its parent dies
@@ -32,6 +32,8 @@ def run_all(function, calls, config, title, starts=lambda purpose: True):
         for purpose, result in run(function, started, config, bar):
             yield purpose, result
             bar.update()
+            if interruptions:
+                raise KeyboardInterrupt(*interruptions)
 
 
 def one_by_one(function, calls, config, bar):

@@ -43,8 +43,6 @@ def run_script(function, settings, description):
 
     from harness.store import UserError
 
-    if signal.getsignal(signal.SIGINT) is end_at_once:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdout, sys.stderr = (stream or io.TextIOWrapper(io.BytesIO()) for stream in (sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # a terminal may not know all signs
@@ -54,7 +52,9 @@ def run_script(function, settings, description):
         if getattr(chosen, "kernels", "native") == "portable" and not os.environ.items() >= PORTABLE.items():
             os.environ.update(PORTABLE)
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # they are read when torch is imported
-        signal.signal(signal.SIGTERM, terminate)
+        if signal.getsignal(signal.SIGINT) in (end_at_once, signal.default_int_handler):
+            signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, interrupt)
         function(chosen)
     except (UserError, UserWarning, MemoryError) as error:
         message = " ".join(str(error).partition(" We'll try")[0].splitlines())
@@ -71,9 +71,13 @@ def run_script(function, settings, description):
         sys.exit(2)
     except KeyboardInterrupt as stopped:
         print(INTERRUPTED, file=sys.stderr)
-        sys.exit(143 if stopped.args else 130)
+        sys.exit(143 if signal.SIGTERM in stopped.args else 130)
 
 
-def terminate(number, frame):
-    """SIGTERM ends a script as Ctrl-C does, with status 143."""
+interruptions = []  # the signals so far: libraries may swallow what `interrupt` raises
+
+
+def interrupt(number, frame):
+    """Ctrl-C and SIGTERM end a script, at the next finished cell at the latest: see `runner.run_all`."""
+    interruptions.append(number)
     raise KeyboardInterrupt(number)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,9 +52,15 @@ def read_cells(results_dir):
     return frame(rows)
 
 
-def write_csv(results_dir):
-    """Write all finished cells to `cells.csv` in their folder, a row each. One that cannot be read is named instead."""
+def write_csv(results_dir, every_s=0):
+    """Write all finished cells to `cells.csv` in their folder, a row each. One that cannot be read is named instead.
+
+    A table that was written less than `every_s` seconds ago is left as it is: of many cells, writing takes a while.
+    """
     folder = Path(results_dir)
+    with suppress(FileNotFoundError):
+        if time.time() - (folder / "cells.csv").stat().st_mtime < every_s:
+            return
     with locked(folder):
         try:
             cells = read_cells(folder)

@@ -484,6 +484,15 @@ def test_a_layer_that_gives_no_representation_is_named(net, pool, message):
         Represented(net, "body", pool=pool)(X)
 
 
+def test_what_is_no_model_or_gives_no_logits_is_named():
+    with pytest.raises(UserError, match=r"the model is a str; it must be an nn.Module"):
+        Represented("resnet", "0")
+    with pytest.raises(UserError, match="the logits are int; they must be a tensor"):
+        Represented(NET, "0", logits=lambda output: 3)(X)
+    with pytest.raises(UserError, match=r"the logits are .6,.; they must be a tensor"):
+        Represented(nn.Sequential(nn.Identity(), nn.Linear(4, 1), nn.Flatten(0)), "0")(X)
+
+
 def test_an_unknown_pool_is_named():
     with pytest.raises(UserError, match="pool 'max' is unknown; there are flatten, mean, first"):
         Represented(nn.Sequential(nn.Identity()), "0", pool="max")

@@ -82,7 +82,7 @@ def test_the_table_of_all_cells_is_current_after_every_cell(toy_config, tmp_path
     """Those of an earlier run stay in it. A cell that cannot be read is named, and stops nothing."""
     main.main(replace(toy_config, methods=("Original",)))
     seen = []
-    monkeypatch.setattr(main, "write_csv", lambda folder: write_csv(folder) or seen.append(read_csv(folder)))
+    monkeypatch.setattr(main, "write_csv", lambda folder, **_: write_csv(folder) or seen.append(read_csv(folder)))
     main.main(replace(toy_config, methods=("CaMU", "Boundary")))
     assert [len(table) for table in seen[:2]] == [2, 3]
     assert set(seen[-1].method) == {"Original", "CaMU", "Boundary"} and seen[-1].A_r.notna().all()
