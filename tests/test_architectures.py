@@ -125,7 +125,7 @@ def test_what_is_wrong_is_said_before_data_are_read(photos, changes, message):
             r"gray cannot be built for images of \(3, 64, 64\): .*channels",
         ),
         ({"model": "my_net.py:broken", "layer": "0"}, "cannot be built .*: no such net"),
-        ({"model": "my_net.py:none", "layer": "0"}, "cannot be built .*: 'NoneType'"),
+        ({"model": "my_net.py:none", "layer": "0"}, "the model is a NoneType; it must be an nn.Module"),
         ({"model": "torchvision:vit_b_16", "layer": "encoder", "pool": "first"}, "Wrong image height! Expected 224"),
         ({"model": "my_net.py:two", "layer": "0"}, r"gives \(2, 2\) for 2 images of 3 classes"),
     ],

@@ -61,6 +61,17 @@ def test_what_is_damaged_is_the_same_or_set_aside(sound, name, damage):
     assert equal(found, expected) if found is not None else not (folder / name).exists()
 
 
+def test_a_flipped_bit_that_zip_and_torch_overlook_is_found(tmp_path):
+    """In the directory of the zip file: torch then takes a tensor for a folder, and reads memory that was never set."""
+    save_tensors(tmp_path / "model.pt", TENSORS)
+    content = bytearray((tmp_path / "model.pt").read_bytes())
+    assert equal(torch.load(tmp_path / "model.pt", weights_only=True)["values"], TENSORS)
+    place = content.rindex(b"archive/data/0") - 8  # the attributes of the first tensor's entry
+    content[place] ^= 16
+    (tmp_path / "model.pt").write_bytes(content)
+    assert load_or_set_aside(tmp_path / "model.pt", read_tensors) is None
+
+
 @pytest.mark.parametrize("content", OTHERS)
 @pytest.mark.parametrize("name, read", [("seed0.json", read_record), ("model.pt", read_tensors)])
 def test_other_contents_are_set_aside(tmp_path, name, read, content):
