@@ -27,9 +27,9 @@ def audit(outputs, dataset, split, references=None, retrain=None):
         Retrain's outputs. Without them there is neither JS_f nor churn.
     """
     found = {}
-    others = non_members(split, dataset.train.labels[split.forget].cpu(), dataset.test.labels.cpu())
+    y_f, y_test = dataset.train.labels[split.forget].cpu(), dataset.test.labels.cpu()
+    others = non_members(split, y_f, y_test)
     if references is not None and others.any() and not others.all():
-        y_f, y_test = dataset.train.labels[split.forget].cpu(), dataset.test.labels.cpu()
         known_train, known_test = references
         unseen = known_train[split.forget.cpu()].isfinite()  # by one of the reference models at least
         members = rmia_ratios(probability(outputs["forget"], y_f), known_train[split.forget.cpu()])[unseen]

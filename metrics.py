@@ -61,6 +61,11 @@ def attacked(split, test):
     return min(len(split.forget), len(test) - known_to_attacker(len(test)))
 
 
+def attack_error(count):
+    """The standard error of MIA, in points, from so many samples of each kind."""
+    return 50 / math.sqrt(2 * count)
+
+
 def membership_attack(remain_p, test_p, forget_p, other_test_p, threads=1):
     """Train the attacker and ask it; returns the percentage of correct answers.
 

@@ -20,7 +20,7 @@ from harness.datasets import check_test_samples
 from harness.samples import check_labels, check_samples, packed, positions, read_samples
 from harness.store import explained, require
 from hyperparameters import hyperparameters_of, settings, training_row
-from metrics import FEWEST, METRICS, attacked, evaluate, gap, tug_of_war
+from metrics import FEWEST, METRICS, attack_error, attacked, evaluate, gap, tug_of_war
 from training import frozen_outputs
 from training import train as learn
 
@@ -107,8 +107,8 @@ def compare(
     seen = reference_probabilities(*zip(*references), dataset) if references else None
 
     if (few := attacked(split, dataset.test)) < FEWEST:
-        error = 50 / math.sqrt(2 * few)
-        warnings.warn(f"MIA attacks {few} samples: it, RMIA and gap are noise, ± {error:.0f} points", stacklevel=4)
+        text = f"MIA attacks {few} samples: it, RMIA and gap are noise, ± {attack_error(few):.0f} points"
+        warnings.warn(text, stacklevel=4)
 
     found, unlearned, outputs = {}, {}, {}
     for name in sorted(methods, key=lambda name: name != "Retrain"):

@@ -1,12 +1,10 @@
 """Tables from the numbers of `summary.summarise`: for the terminal, and in markdown beside the paper's values."""
 
-import math
-
 from audit import AUDIT
 from baselines import METHODS
 from camu import ABLATION
 from config import BESIDE_ABLATION
-from metrics import METRICS
+from metrics import METRICS, attack_error
 from reporting import summary
 from reporting.claims import answers
 from reporting.summary import (
@@ -78,8 +76,8 @@ def noise(stats, place):
     count = few_samples(stats, place)
     if not count:
         return []
-    attacked, error = f"{count} sample{'s' if count > 1 else ''}", 50 / math.sqrt(2 * count)
-    return [f"(MIA attacks {attacked}: what it says of so few is noise, ± {error:.0f} points)"]
+    samples = f"{count} sample{'s' if count > 1 else ''}"
+    return [f"(MIA attacks {samples}: what it says of so few is noise, ± {attack_error(count):.0f} points)"]
 
 
 def longer(by_method):
