@@ -41,6 +41,7 @@ from harness.tasks import parse_tasks
 from hyperparameters import FAMILIES, HYPERPARAMETERS, SEARCHED, search_space
 from metrics import accuracy, tug_of_war
 from models import restore
+from reporting.summary import moved
 from training import frozen_outputs, outputs_now
 
 METHODS = tuple(method for method, table in HYPERPARAMETERS.items() if SEARCHED in table)
@@ -52,8 +53,6 @@ HOLDS = 0.5  # the worst ToW of a finalist: one that is below makes room for the
 LEAST_A_R = 50  # percent, on WATCHED samples of D_r
 WATCHED = 2000
 LEAST_CHANGED = 0.2  # percent of the predictions on D_f
-LEAST_MOVED = 0.25  # of the way from Original's A_f to Retrain's
-CLOSE = 0.5  # points: where these two are not farther apart, there is no way to go
 
 
 @dataclass(frozen=True)
@@ -214,9 +213,8 @@ def score(plans, runs):
 
 def effect(ours, retrain, original):
     """How much of the least that counts a point does, 0 to 1, from means over its runs."""
-    way = original.A_f - retrain.A_f
-    moved = (original.A_f - ours.A_f) / way / LEAST_MOVED if abs(way) > CLOSE else 1
-    return float(min(1, max(0, moved), ours.changed_f / LEAST_CHANGED))
+    moved_f = moved(ours.A_f, original.A_f, retrain.A_f)
+    return float(min(1, max(0, moved_f), ours.changed_f / LEAST_CHANGED))
 
 
 def metrics_of(plans, one, method=None):

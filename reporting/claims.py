@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 from reporting import summary
-from reporting.summary import MAIN_TASKS, PAPER_DATASETS, PAPER_TASKS, costs, is_lost, summarise
+from reporting.summary import MAIN_TASKS, PAPER_DATASETS, PAPER_TASKS, costs, forgot_nothing, is_lost, summarise
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh")
-CNN_PAIR, CIFAR_PAIR = PAPER_DATASETS[:2], PAPER_DATASETS[2:]
+MNIST, CIFAR, ALL_BUT_CIFAR100 = PAPER_DATASETS[:2], PAPER_DATASETS[2:], PAPER_DATASETS[:3]
+SIZES, CLASSES = PAPER_TASKS[2:4], PAPER_TASKS[4:]
+VARIANTS = ("Finetune", "Remain-alignment", "Counterfactual", "CaMU")
 
 
 @cache
@@ -18,66 +20,121 @@ def paper_methods():
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says of CaMU in a kind of task.
+    """What the paper says of some tasks and data sets.
 
-    `check` gets a function from (method, metric) to the mean or None, and the methods that have lost their model. It
-    returns (holds, figures), or None while a cell is missing.
+    `check` gets a function from (method, metric) to the mean or None, and the methods that no ranking counts, with the
+    reason. It returns (holds, figures), or None while a cell is missing.
     """
 
     text: str
-    kind: str  # "random" or "class": what the names of its tasks begin with
-    tree: str
+    tasks: tuple[str, ...]
+    datasets: tuple[str, ...]
     check: Callable
-    datasets: tuple[str, ...] = PAPER_DATASETS
+    tree: str = "cells"
+
+    def __str__(self):
+        return f"{', '.join(self.tasks)}: {self.text}"
 
 
-def ranked(metric, direction, at_most):
-    """A claim that CaMU is at place `at_most` or better among the methods besides Retrain that keep their model."""
+def ranked(metric, direction, at_most, without=()):
+    """A claim that CaMU is at place `at_most` or better among the methods besides Retrain and those of `without`."""
 
-    def check(mean, lost=()):
-        values = {method: mean(method, metric) for method in paper_methods()}
+    def check(mean, passed_over):
+        values = {method: mean(method, metric) for method in paper_methods() if method not in without}
         if None in values.values():
             return None
-        place, figures = standing({m: value for m, value in values.items() if m not in lost}, direction)
-        return place <= at_most, figures + (f"; Retrain {values['Retrain']:.2f}" if direction == "≈" else "")
+        place, figures = standing({m: value for m, value in values.items() if m not in passed_over}, direction)
+        figures += f"; Retrain {values['Retrain']:.2f}" if direction == "≈" else ""
+        passed = [f"{method} ({why})" for method, why in passed_over.items() if method in values]
+        return place <= at_most, figures + (f"; passed over: {', '.join(passed)}" if passed else "")
 
     return check
 
 
-def worse(variant, metric, sign, margin=0):
-    """A claim that a variant of CaMU's losses has a higher (sign 1) or lower (-1) metric than CaMU."""
+def first_variant(variant, metric, direction):
+    """A claim that a row of the ablation is the first among VARIANTS."""
 
-    def check(mean, lost=()):
-        theirs, ours = mean(variant, metric), mean("CaMU", metric)
-        if None in (theirs, ours):
+    def check(mean, passed_over):
+        values = {name: mean(name, metric) for name in VARIANTS}
+        values |= {"Retrain": mean("Retrain", metric)} if direction == "≈" else {}
+        if None in values.values():
             return None
-        return round(sign * (theirs - ours), 2) > margin, f"{metric} {theirs:.2f}, CaMU {ours:.2f}"
+        found = costs(values, direction)
+        figures = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
+        return found[variant] == min(found.values()), figures
 
     return check
 
 
-def forgotten(mean, lost=()):
+def differs(variant, metric, sign, other="CaMU", margin=0):
+    """A claim that a variant has a metric more than `margin` points above (sign 1) or below (-1) another variant's."""
+
+    def check(mean, passed_over):
+        ours, theirs = mean(variant, metric), mean(other, metric)
+        if None in (ours, theirs):
+            return None
+        return round(sign * (ours - theirs), 2) > margin, f"{metric} {ours:.2f}, {other} {theirs:.2f}"
+
+    return check
+
+
+def falls_more(mean, passed_over):
+    pairs = [(mean("CaMU", "A_r", task), mean("Counterfactual", "A_r", task)) for task in MAIN_TASKS]
+    if any(None in pair for pair in pairs):
+        return None
+    here, class0 = (round(camu - variant, 2) for camu, variant in pairs)
+    return here > class0, f"by {here:.2f}, in class0 by {class0:.2f}"
+
+
+def forgotten(mean, passed_over):
     value = mean("CaMU", "A_ts_f")
     return None if value is None else (round(value, 2) == 0, f"{value:.2f}")
 
 
+RANDOM, CLASS = MAIN_TASKS[:1], MAIN_TASKS[1:]
 CLAIMS = (
-    Claim("In class removal A_ts_f is 0", "class", "cells", forgotten),
-    Claim("In class removal A_ts_r is the highest", "class", "cells", ranked("A_ts_r", "↑", 1)),
-    Claim("In random removal A_ts is the second-highest", "random", "cells", ranked("A_ts", "↑", 2), CNN_PAIR),
-    Claim("In random removal A_f is the closest to Retrain's", "random", "cells", ranked("A_f", "≈", 1)),
-    Claim("On CIFAR, in random removal A_r is the highest", "random", "cells", ranked("A_r", "↑", 1), CIFAR_PAIR),
-    Claim("On CIFAR, in random removal A_ts is the highest", "random", "cells", ranked("A_ts", "↑", 1), CIFAR_PAIR),
-    Claim("The time, random removal, is the second-lowest", "random", "efficiency", ranked("time_s", "↓", 2), CNN_PAIR),
-    Claim("The time, class removal, is the second-lowest", "class", "efficiency", ranked("time_s", "↓", 2), CNN_PAIR),
-    Claim("Relearning, random removal: the steadiest A_r", "random", "relearn", ranked("moved_A_r", "↓", 1)),
-    Claim("Relearning, random removal: the steadiest A_f", "random", "relearn", ranked("moved_A_f", "↓", 1)),
-    Claim("Relearning, class removal: the steadiest A_r", "class", "relearn", ranked("moved_A_r", "↓", 1)),
-    Claim("Relearning, class removal: the steadiest A_f", "class", "relearn", ranked("moved_A_f", "↓", 1)),
-    Claim("Without counterfactual terms: A_f up", "random", "ablation", worse("Remain-alignment", "A_f", 1)),
-    Claim("Without counterfactual terms: A_ts_f up", "class", "ablation", worse("Remain-alignment", "A_ts_f", 1, 1)),
-    Claim("Without the KL on x_r: A_r down", "random", "ablation", worse("Counterfactual", "A_r", -1)),
-    Claim("Without the KL on x_r: A_ts_r down", "class", "ablation", worse("Counterfactual", "A_ts_r", -1)),
+    Claim("second-highest A_ts, leaving out NegGrad and Unroll", RANDOM, MNIST,
+          ranked("A_ts", "↑", 2, without=("NegGrad", "Unroll"))),
+    Claim("A_f closest to Retrain's", RANDOM, ALL_BUT_CIFAR100, ranked("A_f", "≈", 1)),
+    Claim("A_f closest to Retrain's, leaving out SISA", RANDOM, ("CIFAR100",),
+          ranked("A_f", "≈", 1, without=("SISA",))),
+    Claim("highest A_r", RANDOM, CIFAR, ranked("A_r", "↑", 1)),
+    Claim("highest A_ts", RANDOM, CIFAR, ranked("A_ts", "↑", 1)),
+    Claim("A_ts_f is 0", CLASS, PAPER_DATASETS, forgotten),
+    Claim("highest A_ts_r", CLASS, PAPER_DATASETS, ranked("A_ts_r", "↑", 1)),
+    Claim("second-lowest time", MAIN_TASKS, MNIST, ranked("time_s", "↓", 2), "efficiency"),
+    Claim("lowest time", CLASS, ("CIFAR10",), ranked("time_s", "↓", 1), "efficiency"),
+    Claim("third-lowest time", RANDOM, ("CIFAR10",), ranked("time_s", "↓", 3), "efficiency"),
+    Claim("Finetune's MIA closest to Retrain's", MAIN_TASKS, PAPER_DATASETS,
+          first_variant("Finetune", "MIA", "≈"), "ablation"),
+    Claim("Remain-alignment's A_r above Finetune's", MAIN_TASKS, PAPER_DATASETS,
+          differs("Remain-alignment", "A_r", 1, "Finetune"), "ablation"),
+    Claim("Remain-alignment's A_f above CaMU's", RANDOM, PAPER_DATASETS,
+          differs("Remain-alignment", "A_f", 1), "ablation"),
+    Claim("Remain-alignment leaves more than a point of A_ts_f", CLASS, PAPER_DATASETS,
+          differs("Remain-alignment", "A_ts_f", 1, margin=1), "ablation"),
+    Claim("Counterfactual's A_f below Finetune's", RANDOM, PAPER_DATASETS,
+          differs("Counterfactual", "A_f", -1, "Finetune"), "ablation"),
+    Claim("Counterfactual's A_ts_f below Finetune's", CLASS, PAPER_DATASETS,
+          differs("Counterfactual", "A_ts_f", -1, "Finetune"), "ablation"),
+    Claim("Counterfactual's A_r below CaMU's", MAIN_TASKS, PAPER_DATASETS,
+          differs("Counterfactual", "A_r", -1), "ablation"),
+    Claim("Counterfactual's A_r falls more than in class0", RANDOM, PAPER_DATASETS, falls_more, "ablation"),
+    Claim("CaMU nearest to Retrain over all metrics", MAIN_TASKS, PAPER_DATASETS,
+          first_variant("CaMU", "gap", "↓"), "ablation"),
+    Claim("steadiest A_r in relearning", MAIN_TASKS, PAPER_DATASETS, ranked("moved_A_r", "↓", 1), "relearn"),
+    Claim("steadiest A_f in relearning", MAIN_TASKS, PAPER_DATASETS, ranked("moved_A_f", "↓", 1), "relearn"),
+    Claim("third-highest A_ts", ("random15",), MNIST, ranked("A_ts", "↑", 3)),
+    Claim("A_f closest to Retrain's, nearly everywhere", ("random20",), PAPER_DATASETS, ranked("A_f", "≈", 1)),
+    Claim("highest A_ts, nearly everywhere", ("random20",), PAPER_DATASETS, ranked("A_ts", "↑", 1)),
+    Claim("A_ts_f is 0", CLASSES, PAPER_DATASETS, forgotten),
+    Claim("highest A_ts_r, but second in two places", CLASSES, PAPER_DATASETS, ranked("A_ts_r", "↑", 1)),
+    Claim("fourth-lowest time", SIZES, PAPER_DATASETS, ranked("time_s", "↓", 4), "efficiency"),
+    Claim("lowest time", CLASSES, ALL_BUT_CIFAR100, ranked("time_s", "↓", 1), "efficiency"),
+)  # fmt: skip
+MIA_CLAIMS = (  # tasks, CaMU's place, the paper's value
+    (MAIN_TASKS, 2, "4.09 in the text, 4.22 by its table"),
+    (PAPER_TASKS[2:], 3, "1.82"),
 )
 
 
@@ -95,34 +152,53 @@ def answers(cells):
     Methods are compared on the seeds that all of the paper's have, the ablation with CaMU on its own seeds. Only data
     sets and tasks with a cell are looked at; those where a claim is not measured share a row.
     """
-    cells = summary.with_base(cells[cells.method.isin(paper_methods()) | (cells.tree == "ablation")])
+    compared_methods = (*paper_methods(), "Original")
+    cells = summary.with_base(cells[cells.method.isin(compared_methods) | (cells.tree == "ablation")])
     there = {*zip(cells.tree, cells.dataset, cells.task)}
     alone, compared = summarise(cells[cells.method == "CaMU"]), summarise(summary.on_common_seeds(cells))
     rows = []
     for claim in CLAIMS:
-        stats, missing = alone if claim.check is forgotten else compared, []
-        tasks = [task for task in PAPER_TASKS if task.startswith(claim.kind)]
-        places = [(claim.tree, dataset, task) for dataset in claim.datasets for task in tasks]
+        stats, missing, answered = alone if claim.check is forgotten else compared, [], False
+        places = [(claim.tree, dataset, task) for dataset in claim.datasets for task in claim.tasks]
         for place in [place for place in places if place in there]:
-            found = {key[3:]: stat for key, stat in stats.items() if key[:3] == place}
-            lost = [method for method in paper_methods() if method != "CaMU" and is_lost(stats, place, method)]
-            answer = claim.check(lambda *key, found=found: found[key].mean if key in found else None, lost)
+            answer = claim.check(partial(mean_of, stats, place), passed_over(compared, place))
             if answer:
-                rows.append((claim.text, f"{' '.join(place[1:])} ({max(s.seeds for s in found.values())})", *answer))
+                seeds = max(stat.seeds for key, stat in stats.items() if key[:3] == place)
+                rows.append((str(claim), f"{' '.join(place[1:])} ({seeds})", *answer))
+                answered = True
             else:
                 missing.append(" ".join(place[1:]))
-        if missing or claim.text not in {row[0] for row in rows}:
-            rows.append((claim.text, ", ".join(missing) or "no cell", None, ""))
-    return [*rows, mia_answer(compared)]
+        if missing or not answered:
+            rows.append((str(claim), ", ".join(missing) or "no cell", None, ""))
+    return [*rows, *(mia_answer(compared, *claim) for claim in MIA_CLAIMS)]
 
 
-def mia_answer(stats):
-    """The claim on MIA_diff, which is one average over the main tasks: over the pairs that all methods have."""
-    places = [(dataset, task) for task in MAIN_TASKS for dataset in PAPER_DATASETS]
+def mean_of(stats, place, method, metric, task=None):
+    """A mean of a (tree, data set, task), or of another task there; None without it."""
+    found = stats.get((*place[:2], task or place[2], method, metric))
+    return found.mean if found else None
+
+
+def passed_over(stats, place):
+    """The methods that no ranking counts at a (tree, data set, task), with the reason."""
+    plain, found = ("cells", *place[1:]), {}
+    for method in paper_methods():
+        if is_lost(stats, place, method) or is_lost(stats, plain, method):
+            found[method] = "model lost"
+        elif forgot_nothing(stats, plain, method):
+            found[method] = "nothing forgotten"
+    return {method: why for method, why in found.items() if method not in ("Retrain", "CaMU")}
+
+
+def mia_answer(stats, tasks, at_most, published):
+    """The claim on MIA_diff, which is one average over several tasks: over the pairs that all methods have."""
+    places = [(dataset, task) for task in tasks for dataset in PAPER_DATASETS]
     pairs = [place for place in places if all(("cells", *place, m, "MIA") in stats for m in paper_methods())]
-    text = "MIA_diff over the main tasks is the second-lowest"
+    text = f"{', '.join(tasks)}: {ORDINALS[at_most - 1]}-lowest mean MIA_diff"
     if not pairs:
         return text, "all data sets", None, ""
     values = {m: summary.mean_mia_difference(stats, pairs, m)[0] for m in paper_methods() if m != "Retrain"}
-    place, figures = standing(values, "↓")
-    return text, ", ".join(" ".join(pair) for pair in pairs), place <= 2, f"{figures} (the paper's text: 4.09)"
+    skipped = [method for method in values if all(method in passed_over(stats, ("cells", *pair)) for pair in pairs)]
+    place, figures = standing({m: value for m, value in values.items() if m not in skipped}, "↓")
+    figures += f" (the paper: {published})" + (f"; passed over: {', '.join(skipped)}" if skipped else "")
+    return text, ", ".join(" ".join(pair) for pair in pairs), place <= at_most, figures

@@ -29,6 +29,8 @@ CELL = ["dataset", "task", "method", "seed"]
 DIRECTIONS = {**dict.fromkeys(("A_r", "A_f", "MIA", *AUDIT[:2], *CLEAN), "≈")}
 DIRECTIONS |= dict.fromkeys(("A_ts", "A_ts_r", "ToW"), "↑")  # all others: ↓
 LOST = 20  # points of A_r under Retrain's from which a model counts as lost
+LEAST_MOVED = 0.25  # of the way from Original's A_f to Retrain's
+CLOSE = 0.5  # points: where these two are not farther apart, there is no way to go
 
 
 class Stat(NamedTuple):
@@ -212,6 +214,21 @@ def is_lost(stats, place, method):
     name = "start_A_r" if place[0] == "relearn" else "A_r"
     ours, retrain = (stats.get((*place, m, name)) for m in (method, "Retrain"))
     return None not in (ours, retrain) and not ours.mean >= retrain.mean - LOST
+
+
+def forgot_nothing(stats, place, method):
+    """Whether a method has moved A_f by less than counts (see `moved`) at a (tree, dataset, task)."""
+    found = [stats.get((*place, m, "A_f")) for m in (method, "Original", "Retrain")]
+    return None not in found and moved(*(stat.mean for stat in found)) < 1
+
+
+def moved(a_f, original, retrain):
+    """How far A_f has moved from Original's towards Retrain's, divided by the least that counts as unlearning.
+
+    That is a quarter of the way. Where the two are no more than half a point apart there is no way, and it is 1.
+    """
+    way = original - retrain
+    return (original - a_f) / way / LEAST_MOVED if abs(way) > CLOSE else 1.0
 
 
 def few_samples(stats, place):

@@ -148,8 +148,8 @@ def test_the_blocks_are_made_from_the_cells(tmp_path):
     assert [row[:2] for row in rows(found["main results"])[2:]] == [["Digit", "random10"]]  # there Retrain is
     assert [row[:2] for row in rows(found["glance"])[2:]] == [["Digit", t] for t in ("random10", "class0", "class1")]
     claims = dict(row[:2] for row in rows(found["claims"]))
-    assert claims["In class removal A_ts_f is 0"] == "1 of 2"
-    assert claims["In class removal A_ts_r is the highest"] == "not measured"
+    assert claims["class0: A_ts_f is 0"] == "1 of 1" and claims["class1, class2: A_ts_f is 0"] == "0 of 1"
+    assert claims["28 others"] == "not measured"
     best = dict(zip(rows(found["search"])[0], rows(found["search"])[2]))
     assert best == {"Data": "Digit", "Task": "class0", "T-S": "0.9877 (6)", "Unroll": "none"}
     assert [row[1] for row in rows(found["device"])[2:]] == ["1 of 2", "7,000", "9"]

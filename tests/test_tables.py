@@ -286,10 +286,9 @@ def test_the_table_of_claims_gives_every_verdict(tmp_path):
     for task, a_ts_f in (("class0", 0.0), ("class1", 5.0)):
         write_cell(tmp_path, "cells", "Digit", task, "CaMU", 0, metrics=CLASS | {"A_ts_f": a_ts_f})
     table = tables.claims_table(read_cells(tmp_path))
-    text = "In class removal A_ts_f is 0"
-    assert row_of(table, text, "Digit class0 (1)")["Here"] == "holds"
-    assert row_of(table, text, "Digit class1 (1)")["Here"] == "**does not**"
-    assert row_of(table, "In random removal A_ts is the second-highest", "Digit random10")["Here"] == "not measured"
+    assert row_of(table, "class0: A_ts_f is 0", "Digit class0 (1)")["Here"] == "holds"
+    assert row_of(table, "class1, class2: A_ts_f is 0", "Digit class1 (1)")["Here"] == "**does not**"
+    assert row_of(table, "random10: A_f closest to Retrain's", "Digit random10")["Here"] == "not measured"
 
 
 def test_an_entry_has_a_std_only_of_several_seeds():

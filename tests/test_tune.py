@@ -15,6 +15,7 @@ from harness.store import UserError
 from harness.tasks import parse_task
 from hyperparameters import hyperparameters_of, search_space
 from metrics import tug_of_war
+from reporting import summary
 
 pytest.importorskip("optuna")
 
@@ -29,7 +30,7 @@ def arguments(toy_config, monkeypatch):
     monkeypatch.setattr(tune, "load", lambda *_, **__: replace(make_toy_dataset(), name="OptDigits"))
     monkeypatch.setattr(tune, "FINALISTS", 1)
     monkeypatch.setattr(tune, "LEAST_CHANGED", 0)  # so little training changes little
-    monkeypatch.setattr(tune, "CLOSE", 101)
+    monkeypatch.setattr(summary, "CLOSE", 101)
     chosen = {"dataset": ("OptDigits",), "methods": ("T-S", "Boundary"), "seeds": (100, 101)}
     return tune.Arguments(**asdict(toy_config) | chosen, trials=2)
 
