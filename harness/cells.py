@@ -16,7 +16,7 @@ import torch
 import models
 from audit import audit, reference_probabilities
 from baselines import METHODS
-from camu import ABLATION, TERMS
+from camu import ABLATION
 from data import derive_seed, generator, make_splits
 from harness.architectures import own_weights
 from harness.store import UserError, load_or_set_aside, load_tensors, read_tensors, require
@@ -27,8 +27,6 @@ from training import train
 
 PRETRAINING_SEED = 0  # one pre-unlearning model (and one set of SISA shards) per data set, for every task and seed
 RELEARN_EPOCHS = 10
-# How a cell's hyperparameters say that a term of CaMU's losses is left out.
-SWITCHES = {"KL_r": "align_remain", "KL_f": "align_forget", "CE_f": "relabel_forget"}
 
 
 # The settings that determine numbers, the search's among them.
@@ -130,7 +128,7 @@ def cell_spec(cell, dataset, splits, pretrained, config):
     kinds = [split.kind for split in splits]
     rows = [hyperparameters_of(method, dataset.name, kind, training, config.override) for kind in kinds]
     if cell.tree == "ablation":
-        rows = [row | switches(ABLATION[cell.method]) for row in rows]
+        rows = [row | ABLATION[cell.method] for row in rows]
     forget_sets = hashlib.sha256(b"".join(split.forget.cpu().numpy().tobytes() for split in splits))
     spec = {
         "data": pretrained["data"],
@@ -145,12 +143,6 @@ def cell_spec(cell, dataset, splits, pretrained, config):
     if cell.tree == "relearn":
         spec["relearn"] = {"epochs": RELEARN_EPOCHS, "lr": training["lr"]}
     return spec | {"weights": "others"} if cell.method == "Floor" else spec
-
-
-def switches(changes):
-    """What a row of the ablation changes, as a cell's hyperparameters say it."""
-    left_out = [term for term in TERMS if term not in changes.get("terms", TERMS)]
-    return {SWITCHES[term]: False for term in left_out} | {k: v for k, v in changes.items() if k != "terms"}
 
 
 def key(spec):
@@ -239,8 +231,7 @@ def run_cell(cell, spec, dataset, f_o_state, prepared=None, partial=None, progre
     use_machine(spec)
     dataset = dataset.to(spec["device"])
     f = models.restore(dataset.model, len(dataset.classes), f_o_state, spec["device"])
-    given = {"batch_size": spec["batch_size"], "progress": progress, "watch": watch}
-    given |= ABLATION[cell.method] if cell.tree == "ablation" else {"prepared": prepared}
+    given = {"batch_size": spec["batch_size"], "prepared": prepared, "progress": progress, "watch": watch}
     requests, outputs, splits = [], [], make_splits(dataset, cell.task, cell.seed)
     for number, split in enumerate(splits):
         row = spec["hyperparameters"] if len(splits) == 1 else spec["hyperparameters"][number]

@@ -16,7 +16,7 @@ from training import train
 
 ROW = {"epochs": 2, "lr_ce": 1e-3, "lr_kl": 4e-4, "repeats": 2}
 TERMS = {"all": ("KL_r", "KL_f", "CE_r", "CE_f")}
-TERMS |= {name: changes["terms"] for name, changes in camu.ABLATION.items() if "terms" in changes}
+TERMS |= {name: tuple(changes["terms"]) for name, changes in camu.ABLATION.items() if "terms" in changes}
 
 
 @pytest.fixture
