@@ -12,7 +12,7 @@ AUDIT = ("RMIA_AUC", "RMIA_TPR1", "JS_f", "churn")  # JS_f in bits, the others i
 
 
 def audit(outputs, dataset, split, references=None, retrain=None):
-    """The audit of one model: the metrics of `AUDIT` that can be had.
+    """The audit of one model: the metrics of `AUDIT` that these arguments allow.
 
     Parameters
     ----------
@@ -21,8 +21,8 @@ def audit(outputs, dataset, split, references=None, retrain=None):
     split : Split
         The one that `outputs` are of.
     references : tuple of Tensor, optional
-        What models that have not seen a sample give its label, on average: for the training samples, (N,), and the
-        test samples. Without them there is no RMIA.
+        The mean probability of each sample's label under models that have not seen it: of the training samples, (N,),
+        and of the test samples, (M,). Without them there is no RMIA.
     retrain : dict, optional
         Retrain's outputs. Without them there is neither JS_f nor churn.
     """
@@ -43,12 +43,12 @@ def audit(outputs, dataset, split, references=None, retrain=None):
 
 
 def probability(log_p, labels):
-    """What the outputs give the labels: (n,), in double precision; 0 for nan, from a diverged model."""
+    """The probability of each label, (n,), in double precision; 0 for nan, from a diverged model."""
     return log_p.double().exp().gather(1, labels[:, None])[:, 0].nan_to_num(0)
 
 
 def non_members(split, y_f, y_test):
-    """Which test samples stand against D_f: those of the forgotten classes, else every other one. A mask, (n,)."""
+    """The test samples that D_f is compared with: those of the forgotten classes, else every second. A mask, (n,)."""
     if split.forgotten_classes and np.isin(y_f, split.forgotten_classes).all():
         return torch.isin(y_test, torch.tensor(split.forgotten_classes))
     return torch.arange(len(y_test)) % 2 == 0

@@ -10,11 +10,11 @@ label, y_c. The remain sample x_r keeps f_o's representation and its true label:
 p(z) is the softmax over the representation's entries. A step is one Adam step on L_KL and then, with the updated
 weights, one on L_CE, each with an optimiser of its own.
 
-The authors' published code differs in three points. The paper is followed; the ablation's `Published-code` has all
-three. The code draws the losses' x_r from a shuffle of their own; here x_r is the tuple's (`paired`). In the code y_c
-is y_r unless that equals y_f; here it is any label of D_r but y_f (`y_c`). The code makes two passes through f_u, one
-over x_r and one over x_f; here it is one over both unless the row says two (`passes`). This matters only with batch
-normalisation: a batch of x_f alone is normalised by statistics that no later input has.
+The authors' published code differs from the paper in three points. We follow the paper; the ablation's
+`Published-code` has all three. (1) The code shuffles x_r apart from x_f; here both come from one tuple (`paired`).
+(2) Its y_c is y_r unless that equals y_f; here y_c is any label of D_r but y_f (`y_c`). (3) It passes x_r and x_f
+through f_u separately; here together, unless the row says two (`passes`). This matters only with batch normalisation: a
+batch of x_f alone is normalised by statistics that no later input has.
 
 Where one tuple per forget sample would fill only a few batches, each gets several (`repeats`).
 """
@@ -34,15 +34,15 @@ from training import adam, epochs_of, frozen_outputs, seeded, student, take_step
 
 TERMS = ("KL_r", "KL_f", "CE_r", "CE_f")  # of the two losses, in the order of the equations
 CAMU = {"terms": TERMS, "paired": True, "y_c": "random", "passes": 1}
-ABLATION = {  # what the rows of tables 6 and 7 change, and ours; lists, as the cells' files give them back
+ABLATION = {  # what the rows of tables 6 and 7 change, and ours; lists, because JSON has no tuples
     "Finetune": {"terms": ["CE_r"]},
     "Remain-alignment": {"terms": ["KL_r", "CE_r"]},
     "Counterfactual": {"terms": ["KL_f", "CE_r", "CE_f"]},
     "Published-code": {"paired": False, "y_c": "y_r", "passes": 2},
 }
-TUPLES = 6000  # in the joint dataset, about as in the paper's class removal of MNIST, where `repeats` is None
+TUPLES = 6000  # wanted where `repeats` is None: about as many as in the paper's class removal of MNIST
 MOST_REPEATS = 100
-CHECKED = 500  # samples of D_f, at most, that are looked at after a class removal
+CHECKED = 500  # samples of D_f, at most, to be looked at after a class removal
 
 
 @seeded
@@ -64,7 +64,7 @@ def unlearn(f_o, split, settings):
 
 
 def forgets(f_u, f_o, split):
-    """Whether f_u is right about fewer samples of D_f than f_o."""
+    """Whether f_u is right about none of D_f, or about fewer than f_o; only CHECKED samples are looked at."""
     index = split.forget[:CHECKED]
     outputs = (frozen_outputs(copy.deepcopy(f).eval(), split.train, index) for f in (f_u, f_o))
     after, before = (int((logits.argmax(1) == split.train.labels[index]).sum()) for logits in outputs)
@@ -80,9 +80,8 @@ def steps(f_o, split, settings):
         The pre-unlearning model; forward gives (logits, representation). It is not changed.
     split : Split
     settings : namespace
-        `seed`, `batch_size`, `progress`, the hyperparameters `epochs`, `lr_ce`, `lr_kl`, `repeats` (of D_f in the joint
-        dataset; None gives about TUPLES tuples, but no more than MOST_REPEATS of a sample) and `passes` (1, unless
-        given), and what a row of ABLATION changes.
+        From `hyperparameters.settings`: `epochs`, `lr_ce`, `lr_kl`, `repeats` (tuples per forget sample; None gives
+        about TUPLES in all, at most MOST_REPEATS each), `passes` (1 by default), and what a row of ABLATION changes.
 
     Yields
     ------
@@ -132,7 +131,7 @@ def kl_divergence(log_p, z):
 
 
 def forward_both(f_u, x_r, x_f, passes, first="x_r"):
-    """f_u's (logits, representation) of x_r and of x_f, from one pass over both or from two; x_f may be empty."""
+    """f_u's (logits, representation) of x_r and of x_f, from one pass over both or from two, `first` first."""
     if passes == 1 or not len(x_f):
         sizes = len(x_r), len(x_f)
         return zip(*(output.split(sizes) for output in f_u(torch.cat([x_r, x_f]))))
@@ -142,7 +141,7 @@ def forward_both(f_u, x_r, x_f, passes, first="x_r"):
 
 
 class Teacher:
-    """The frozen f_o. What it gives for x_c, log p(h_o(x_c)), is computed once; for x_r where nothing is augmented."""
+    """The frozen f_o. log p(h_o(x_c)) is computed once, and so is log p(h_o(x_r)) unless x_r is augmented."""
 
     def __init__(self, f_o, split, joint):
         self.f_o = copy.deepcopy(f_o).eval().requires_grad_(False)
@@ -157,7 +156,7 @@ class Teacher:
         return self.represent(x_r) if self.known_r is None else self.known_r[rows]
 
     def represent_counterfactual(self, x_r, masked):
-        """log p(h_o(x_c)), (B, d). Tokens take no noise; what the model's embedding makes of them does (ours)."""
+        """log p(h_o(x_c)), (B, d). For tokens the noise is added to the embedding's output (ours)."""
         if x_r.is_floating_point():
             return self.represent(masked(x_r))
         with on_embedding(self.f_o, masked):

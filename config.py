@@ -76,11 +76,11 @@ class Config:
     pretrain_epochs: int | None = None
     """epochs of pretraining; by default the data set's row of TRAINING"""
     retrain_epochs: int | None = None
-    """epochs of Retrain; by default the data set's row of TRAINING"""
+    """epochs of Retrain and SISA; by default the data set's row of TRAINING"""
     lr: float | None = None
-    """learning rate of pretraining, Retrain and SISA; by default the data set's row of TRAINING"""
+    """learning rate of pretraining, Retrain, SISA, relearning and rows without one; by default that of TRAINING"""
     time_limit: float | None = None
-    """seconds after which no cell is started, or that none may pass by its last time here: the important ones first"""
+    """seconds for the run: a cell starts only if its last recorded time still fits. Retrain and CaMU come first"""
     override: tuple[str, ...] = ()
     """hyperparameters to use instead of the table's, each METHOD.NAME=VALUE, such as CaMU.lr_ce=1e-4"""
     save_models: bool = False

@@ -31,9 +31,9 @@ def generator(*purpose):
 class Images:
     """One part (training or test) of a data set, as tensors on one device."""
 
-    pixels: torch.Tensor  # (N, C, H, W), uint8 as stored, or as the model takes them: then nothing below applies
+    pixels: torch.Tensor  # (N, C, H, W) uint8; or (N, ...) as the model takes them: then no option applies
     labels: torch.Tensor  # (N,), int64
-    side: int | None = None  # images are resized to side x side for the model; None leaves them as they are
+    side: int | None = None  # options: images are resized to side x side for the model; None leaves them as they are
     normalise: bool = False  # subtract ImageNet's mean and divide by its standard deviation, per channel
     augment: bool = False  # training draws random resized crops and flips
 
@@ -115,7 +115,7 @@ class Dataset:
     """A data set and the model that goes with it."""
 
     name: str
-    model: str  # "CNN" or "ResNet-18"
+    model: str  # what `models.build` takes
     train: Images
     test: Images
     classes: tuple[str, ...]
@@ -145,7 +145,7 @@ class Split:
     forget: torch.Tensor  # D_f and D_r: sorted, disjoint positions in `train`. All others were forgotten earlier
     remain: torch.Tensor
     classes: int  # number of classes, forgotten ones included
-    model: str = ""  # "CNN" or "ResNet-18", for methods that need fresh weights
+    model: str = ""  # what `models.build` takes, for methods that need fresh weights
     forgotten_classes: tuple[int, ...] = ()  # empty unless whole classes are removed
     earlier_classes: tuple[int, ...] = ()  # those of earlier requests
 
@@ -158,8 +158,8 @@ class Split:
     def next(self, forget):
         """The split of a further request: `forget` is no longer in D_r, and what was forgotten before is in neither.
 
-        `forget` has positions in `train`, each once, of D_r but not all of it, else a UserError. All samples that are
-        left of some classes and no other make it a class removal.
+        `forget` has distinct positions of D_r, but not all of them, else a UserError. It is a class removal if it is
+        all that is left of one or more classes.
         """
         forget = positions(forget, self.remain.device).sort().values
         if not 0 < len(forget) < len(self.remain):
@@ -176,7 +176,7 @@ class Split:
         return replace(self, forget=forget, remain=remain, forgotten_classes=whole, earlier_classes=earlier)
 
     def so_far(self):
-        """The same model's split as one request for everything forgotten so far: what its metrics are taken on."""
+        """Everything forgotten so far as one request: the split that a model's metrics are computed on."""
         everything = torch.arange(len(self.train), device=self.remain.device)
         classes = tuple(sorted(self.earlier_classes + self.forgotten_classes))
         forget = everything[~torch.isin(everything, self.remain)]
@@ -262,7 +262,7 @@ class Joint:
 
     forget: torch.Tensor  # (n,): positions of x_f in the training set
     remain: torch.Tensor  # (n,): of x_r
-    y_c: torch.Tensor  # (n,): labels of the counterfactual samples: of D_r's, never y_f
+    y_c: torch.Tensor  # (n,): counterfactual labels, each of D_r's and never y_f
     forget_crops: torch.Tensor | None  # (n, 5): x_f is augmented once, with these
     counterfactual_crops: torch.Tensor | None  # (n, 5): those of x_c, before its mask
     mask_seed: int
@@ -271,7 +271,7 @@ class Joint:
         return len(self.forget)
 
     def tuples(self, images, rows_r, crops, rows_f):
-        """(x_r, y_r), images (B, C, side, side) and labels (B,), and (x_f, y_c), of what `joint_batches` yields."""
+        """(x_r, y_r) and (x_f, y_c) of a batch from `joint_batches`: images (B, C, side, side) and labels (B,)."""
         remain, forget_crops = self.remain[rows_r], None if crops is None else self.forget_crops[rows_f]
         x_r, x_f = images.batch(remain, crops), images.batch(self.forget[rows_f], forget_crops)
         return (x_r, images.labels[remain]), (x_f, self.y_c[rows_f])
@@ -338,8 +338,8 @@ def counterfactuals(split, joint):
 def joint_batches(split, joint, batch_size, rng, paired=True):
     """One epoch over the tuples of the joint dataset in random order; x_r is augmented afresh.
 
-    Yields (rows_r, crops, rows_f): the numbers of the tuples that x_r, and that x_f and y_c, are taken from, (B,) each,
-    and the crops of x_r. The two are the same unless x_r comes in an order of its own, not `paired`.
+    Yields (rows_r, crops, rows_f): the numbers of x_r's tuples, (B,), its crops, (B, 5) or None, and the numbers of the
+    tuples of x_f and y_c, (B,). These are the same if `paired`; else x_r comes in an order of its own.
     """
     images = split.train
     order = draw_order(len(joint), rng).to(images.device)

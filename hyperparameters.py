@@ -21,7 +21,7 @@ ANY = "any"
 FEW = 0.01  # a forget set under this fraction of the training samples uses the "few" row
 LARGE = 0.5  # one above this fraction of D_r uses the "large" row: with the others CaMU would take longer than Retrain
 
-# What the searched rows of a method have in common. Where an epoch has few batches, as on OptDigits, there are more.
+# What the searched rows of a method have in common. The LONGER rows are for data sets with few batches in an epoch.
 NEGGRAD = {"optimizer": "Adam", "weight_decay": 1e-4, "epochs": 2, "stop": 1}
 SCRUB = {"optimizer": "Adam", "weight_decay": 5e-4, "epochs": 4, "decay_after": [2, 3], "gamma": 1.0}
 UNROLL = {"optimizer": "Adam", "weight_decay": 1e-4}
@@ -29,10 +29,11 @@ NEGGRAD_LONGER = NEGGRAD | {"epochs": 20}  # at most: the stop ends it
 SCRUB_LONGER = SCRUB | {"epochs": 6, "decay_after": [3, 5]}
 
 # HYPERPARAMETERS[method][family or data set, kind of task]. ANY stands for those without a row of their own, None for
-# the data set's value in TRAINING. CaMU's MNIST and CIFAR rows are the published ones; its `repeats` is how often D_f
-# stands in the joint dataset (None: see `camu.steps`). The baselines' CIFAR rows are those of each paper. Those of
-# OptDigits, Digit and Fashion come from the search (benchmarks/tune.py) in the ranges of SEARCHED: ("log", from, to),
-# ("int", from, to) or ("choice", ...); all else there stays fixed.
+# the data set's value in TRAINING. CaMU's rows for random and class removal of MNIST and CIFAR are the published ones.
+# Its `repeats` is the number of tuples per forget sample (None: see `camu.steps`). The baselines' CIFAR rows are those
+# of each paper, except Unroll's (see there). Those of OptDigits, Digit and Fashion come from the search
+# (benchmarks/tune.py) in the ranges of SEARCHED: ("log", from, to), ("int", from, to) or ("choice", ...); all else
+# there stays fixed.
 SEARCHED = "searched"
 HYPERPARAMETERS = {
     "Retrain": {(ANY, ANY): {"epochs": None, "lr": None}},
@@ -139,7 +140,7 @@ def training_row(dataset, model, config=None):
 
 
 def hyperparameters_of(method, dataset, kind, training=None, overrides=()):
-    """The row of HYPERPARAMETERS that applies, with the user's overrides: a dict of name to number.
+    """The row of HYPERPARAMETERS that applies, with the user's overrides: a dict of names to values.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
-"""Section 4 of the paper: pretrain, unlearn with every method, evaluate, and print one table per task.
+"""Section 4 of the paper: pretrain, unlearn with every method, evaluate, and print the tables of each task.
 
 Every finished cell (data set, task, method, seed) is one JSON file; a run that is started again skips what is finished.
 """
 
-import harness.scripts  # first: it ends Ctrl-C during the others in one line
+import harness.scripts  # first: Ctrl-C during the slow imports below then ends in one line
 
 # isort: split
 import time
@@ -49,7 +49,7 @@ def main(config):
 def run(plan, tree, config, started):
     """Compute every unfinished cell of a tree, and save each at once: unlearn, audit, or learn D_r again."""
     if tree in ("efficiency", "audit"):
-        config = replace(config, jobs=1, cluster="")  # nothing else may run while cells are timed; audits take no time
+        config = replace(config, jobs=1, cluster="")  # timed cells run alone; audits are short
     runs = {"audit": (run_audit, plan.auditing), "relearn": (run_relearning, plan.relearning)}
     function, arguments = runs.get(tree, (run_cell, plan.unlearning))
     todo = plan.by_value(cell for cell in plan.todo(tree) if plan.is_ready(cell))
@@ -62,7 +62,7 @@ def run(plan, tree, config, started):
     finally:
         write_csv(config.results_dir)
     if left := plan.todo(tree):
-        print(f"{plan.dataset.name}: {len(left)} cells of {tree} are left, from {left[0]}: --time-limit")
+        print(f"{plan.dataset.name}: --time-limit leaves {len(left)} cells of {tree}/ undone; next is {left[0]}")
 
 
 def describe(dataset):
@@ -75,7 +75,7 @@ def print_tables(plan, task, config):
     """One table per tree, and per request: a row per method, means over the seeds."""
     records = {cell: record for cell, record in plan.records.items() if cell.task == task}
     rows = [row for cell, record in records.items() for row in rows_of(cell.tree, record)]
-    stats = summarise(frame(rows)) if rows else {}  # none in too short a time
+    stats = summarise(frame(rows)) if rows else {}  # empty if --time-limit let no cell finish
     places = dict.fromkeys(place[:3] for place in stats)
     for place in sorted(places, key=lambda place: STUDIES[config.study].index(place[0])):
         print(f"\n{terminal_table(stats, place)}")

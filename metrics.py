@@ -15,7 +15,7 @@ from training import train
 METRICS = ("A_r", "A_f", "A_ts", "A_ts_r", "A_ts_f", "MIA")
 ATTACK_SAMPLES = 4000  # of each kind, to train the attacker with
 ATTACKED_TEST_SAMPLES = 6000  # at most
-FEWEST = 50  # attacked: what an attack says of fewer is noise; MIA's standard error is 5 points here
+FEWEST = 50  # attacked samples: with fewer an attack is noise; with so many MIA's standard error is 5 points
 
 
 @torch.no_grad()
@@ -52,13 +52,13 @@ def attack_accuracy(train_p, test_p, split, seed, threads):
 
 
 def known_to_attacker(tests):
-    """How many of so many test samples the attacker trains on."""
+    """How many of `tests` test samples the attacker trains on."""
     return min(ATTACK_SAMPLES, int(0.4 * tests))
 
 
 def attacked(split, test):
-    """How many samples the attacker is asked about, of D_f or of the test set, whichever are fewer."""
-    return min(len(split.forget), len(test) - known_to_attacker(len(test)))
+    """How many samples of D_f or of the test set, whichever are fewer, the attacker is asked about."""
+    return min(len(split.forget), ATTACKED_TEST_SAMPLES, len(test) - known_to_attacker(len(test)))
 
 
 def attack_error(count):
@@ -76,9 +76,9 @@ def membership_attack(remain_p, test_p, forget_p, other_test_p, threads=1):
     The paper's attacker is xgboost's (binary logistic, 100 trees of depth 6, learning rate 0.3). scikit-learn's
     histogram trees with these settings replace it, because xgboost's wheel brings a second NCCL beside torch's.
 
-    Three details of the published attack are not matched. xgboost's least child weight of 1 is a sum of hessians: at
-    least 4 samples where it is undecided. The attacker is fitted on 99 % of the samples. In CIFAR100's class removal it
-    is asked about D_f ten times over. On the same outputs of CaMU and Retrain (Digit class0, seed 0) this one gives
+    The published attack differs in three details. Its least child weight of 1 is a sum of hessians: at least 4 samples
+    where it is undecided. It is fitted on 99 % of the samples. In CIFAR100's class removal it is asked about D_f ten
+    times over. On the same outputs of CaMU and Retrain (Digit class0, seed 0) this one gives
     22.90 and 26.87, with leaves of 4 samples 22.87 and 26.91. xgboost 3.2 gives 22.67 to 23.41 and 26.69 to 27.36, by
     either of its tree methods with all or 99 % of the samples.
 
@@ -159,8 +159,8 @@ def tug_of_war(ours, retrain):
 def relearn(model, dataset, split, seed, *, epochs, lr, batch_size, shares=None, progress=False, label="relearning"):
     """Fine-tune an unlearned model on all of D_r with Adam, and follow A_r and A_f (figures 4 and 5).
 
-    The model is changed. An `Ensemble`'s members each learn from their own of the `shares` of D_r, LongTensors of
-    positions. Returns `A_r` and `A_f`, lists of percent: before, and after each epoch.
+    The model is changed. Member i of an `Ensemble` learns from ``shares[i]``, a LongTensor of positions in D_r.
+    Returns `A_r` and `A_f`, lists of percent: before, and after each epoch.
     """
     learners = list(zip(model.members, shares)) if isinstance(model, Ensemble) else [(model, split.remain)]
     states = [[cpu_state(learner)] for learner, _ in learners]  # members train one by one, and are evaluated together

@@ -57,9 +57,8 @@ class Represented(nn.Module):
 
     The representation is the output of the submodule named `layer`, as in ``model.named_modules()``: what the
     classifier's head reads. `pool`, one of POOLS, makes it (B, d). `logits` takes the logits out of what the forward
-    returns; without it they are that itself, its attribute or entry "logits", or the first of several. `inputs` gives
-    the forward's arguments by name, or in order, from x; without it that is x itself. A UserError says what does not
-    fit.
+    returns. By default they are that itself, its attribute or entry "logits", or its first entry. `inputs` makes the
+    forward's arguments from x, a dict or a list. By default x is the only one. A UserError says what does not fit.
     """
 
     def __init__(self, model, layer, pool="flatten", logits=None, inputs=None):

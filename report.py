@@ -1,6 +1,6 @@
 """Finished cells -> report.md with every table of the paper beside its values, the figures, and blocks of pages."""
 
-import harness.scripts  # first: it ends Ctrl-C during the others in one line
+import harness.scripts  # first: Ctrl-C during the slow imports below then ends in one line
 
 # isort: split
 from dataclasses import dataclass

@@ -52,7 +52,7 @@ def training_mode(model):
 
 
 def seeded(unlearn):
-    """Let what a model draws while it is trained, as for dropout, follow from the seed, and disturb nobody's draws."""
+    """Seed what a model itself draws, as for dropout, and leave the global generators as they were."""
 
     @functools.wraps(unlearn)
     def unlearn_seeded(f_o, split, settings):
@@ -107,14 +107,14 @@ def outputs_now(model, images, index):
 
 
 def train(model, images, index, *, epochs, lr, batch_size, rng, partial=None, progress=False, label="", after=None):
-    """Minimise the cross-entropy with Adam, in place.
+    """Minimise the cross-entropy with Adam, in place; the model ends in evaluation mode.
 
     Parameters
     ----------
     model : nn.Module
         Forward gives (logits, representation).
     images, index : Images, LongTensor
-        The samples to train on are at the positions `index`.
+        The samples to train on are at the positions `index`, (n,).
     epochs, lr, batch_size, rng : int, float, int, torch.Generator
         The generator is on the CPU; it shuffles and augments.
     partial : Path, optional

@@ -8,7 +8,7 @@ gradient of the cross-entropy, in pixel space. The class that f_o then sees is i
 Deviations from the published code: there the new label may be y_f itself, where one step does not cross a boundary. The
 paper means the nearest *incorrect* class, so the highest-scoring class other than y_f is taken. The method was made for
 class removal; its use for random removal is the CaMU paper's. The settings come from the table in `hyperparameters.py`;
-the batch is that of all methods here, 32. Of tokens the embedding's output is attacked.
+the batch is that of all methods here, 32. For tokens the embedding's output is attacked.
 """
 
 import copy
@@ -21,17 +21,18 @@ from harness.graphs import captured
 from models import on_embedding
 from training import epochs_of, seeded, student, take_step
 
-BOUND = 0.1  # of the FGSM step, for pixels in [0, 1]
+BOUND = 0.1  # of the FGSM step, for pixels in [0, 1]; other inputs should have about this scale
 CHUNK = 250  # images attacked at a time
 
 
 def fgsm(model, images, index):
-    """The samples `index` of `images`, attacked: (B, C, H, W) in [0, 1], within BOUND of them, rounded to 1/255."""
+    """The samples `index` of `images`, attacked: (B, ...), each value within BOUND; pixels stay k/255 in [0, 1]."""
     x = images.unit(index).requires_grad_()
     outputs = model(images.standardise(x).clone())[0]  # a net may change its input in place
     loss = F.cross_entropy(outputs, images.labels[index], reduction="sum")
     (gradient,) = torch.autograd.grad(loss, x)
-    return ((x.detach() + BOUND * gradient.sign()).clamp(0, 1) * 255).round() / 255
+    attacked = x.detach() + BOUND * gradient.sign()
+    return (attacked.clamp(0, 1) * 255).round() / 255 if images.pixels.dtype == torch.uint8 else attacked
 
 
 def embedding_fgsm(model, images, index):

@@ -10,8 +10,8 @@ the accuracy of f_o on the test set. Neither needs Retrain. D_f is looked at ten
 first time after 50 steps.
 
 Deviations from the published code: the stop, and Adam where the row says so (SGD keeps the model only within a narrow
-band of learning rates); batches of both sets have this repository's size, 32; on CIFAR the training crops are used,
-without which the authors train; the settings come from the table in `hyperparameters.py`.
+band of learning rates); batches of both sets have this repository's size, 32; on CIFAR it trains on
+random crops, the authors without; the settings come from the table in `hyperparameters.py`.
 """
 
 import torch.nn.functional as F

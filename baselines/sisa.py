@@ -63,7 +63,8 @@ def train_stages(model, shard, parts, first, images, settings):
 def unlearn(f_o, split, settings):
     """Return the ensemble (`models.Ensemble`) that has not seen D_f; `f_o` is not read. See `baselines`.
 
-    Hyperparameters: `shards`, `slices`, `epochs`, `lr`. `settings.prepared` is what `prepare_shard` returned by shard.
+    Hyperparameters: `shards`, `slices`, `epochs`, `lr`. `settings.prepared` has the result of `prepare_shard` for
+    each shard.
     """
     images = split.train
     remain = split.remain.cpu()

@@ -7,7 +7,7 @@ D_r, drawn once, shuffled together. The target of a forget sample is the softmax
 
 Deviations from the published code: the KL is the batch mean, where the published reduction also divides by the number
 of classes. Batches hold 32 samples instead of 256. On CIFAR the training crops are used, where the authors only resize.
-The CaMU paper describes two retrained teachers; the published method retrains none and is followed. The settings come
+The CaMU paper describes two retrained teachers; we follow the published method, which retrains none. The settings come
 from the table in `hyperparameters.py`.
 """
 

@@ -8,9 +8,9 @@ trained weights. Buffers of batch normalisation stay those of the trained model.
 The preparation depends on D_f, so it counts as unlearning time, as in the CaMU paper. The order of the data does much
 of the forgetting: on OptDigits w_T alone has already lost a class.
 
-Deviations from the published code: the incremental training is by Adam with weight decay 1e-4, as the CaMU paper keeps
-the hyperparameters of the training (published: SGD with momentum 0.9 and weight decay 5e-4); batches hold 32 samples;
-with several epochs, D_f comes first in each; the settings come from the table in `hyperparameters.py`.
+Deviations from the published code: the incremental training is by Adam with weight decay 1e-4, because the CaMU paper
+keeps the hyperparameters of the training (published: SGD with momentum 0.9 and weight decay 5e-4); batches hold 32
+samples; with several epochs, D_f comes first in each; the settings come from the table in `hyperparameters.py`.
 """
 
 import torch

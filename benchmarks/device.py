@@ -14,7 +14,7 @@ Everything goes to one folder at once: `device.jsonl`, a line for each measureme
 the repository, its requirements and the data. Without a GPU it runs on the CPU, where nothing is captured.
 """
 
-import harness.scripts  # first: it ends Ctrl-C during the others in one line
+import harness.scripts  # first: Ctrl-C during the slow imports below then ends in one line
 
 # isort: split
 import json

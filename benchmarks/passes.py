@@ -9,7 +9,7 @@ as high, for this net is trained at 1e-3. Accuracies are without the training tr
 under <results-dir>/cells/, and a run that is started again goes on.
 """
 
-import harness.scripts  # first: it ends Ctrl-C during the others in one line
+import harness.scripts  # first: Ctrl-C during the slow imports below then ends in one line
 
 # isort: split
 from dataclasses import dataclass, replace

@@ -13,7 +13,7 @@ ratios of neighbouring runs, `images_per_s` and `share_of_peak` are ours; the pe
 measured at the start (float32, in GFLOP/s).
 """
 
-import harness.scripts  # first: it ends Ctrl-C during the others in one line
+import harness.scripts  # first: Ctrl-C during the slow imports below then ends in one line
 
 # isort: split
 import copy

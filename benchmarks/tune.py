@@ -19,7 +19,7 @@ of the learning rate. Every finished trial is a file under <results-dir>/tuning/
 <dataset>-<task>.csv, ranks the trials.
 """
 
-import harness.scripts  # first: it ends Ctrl-C during the others in one line
+import harness.scripts  # first: Ctrl-C during the slow imports below then ends in one line
 
 # isort: split
 import math

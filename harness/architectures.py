@@ -111,7 +111,7 @@ def torchvision_model(name, classes, weights=None):
 
 @functools.cache
 def pretrained_weights(name, weights):
-    with explained(f"--weights {weights} cannot be had", OSError, RuntimeError):  # no network, or a wrong hash
+    with explained(f"--weights {weights} cannot be loaded", OSError, RuntimeError):  # no network, or a wrong hash
         return torchvision.models.get_model_weights(name)[weights].get_state_dict(progress=False, check_hash=True)
 
 

@@ -80,7 +80,7 @@ def choose_gpu(config):
 
 
 def resolve_device(config):
-    """ "cpu", "cuda" or "mps" as --device asks; a UserError if it is not there. On a cluster the workers' counts."""
+    """ "cpu", "cuda" or "mps" as --device asks; a UserError if it is not there. On a cluster the workers' count."""
     available = config.gpus_per_cell > 0 if config.cluster else torch.cuda.is_available()
     if config.device == "cuda" and not available:
         require(not config.cluster, "--device cuda with --cluster needs --gpus-per-cell above 0")
@@ -206,7 +206,7 @@ def prepare_shard(shard, method, row, dataset, spec, partial=None, progress=Fals
 
 
 def audit_references(dataset, spec, row, prepared, partial=None, progress=False):
-    """What SISA's models before any request give the label of samples that they have not seen: for `audit.audit`."""
+    """The `references` of `audit.audit`, from SISA's models before any request: `train`, (N,), and `test`, (M,)."""
     use_machine(spec)
     dataset = dataset.to(spec["device"])
     shards = METHODS["SISA"].shard_slices(len(dataset.train), row["shards"], 1)
@@ -277,7 +277,7 @@ def timed(unlearn, f, split, chosen):
 def run_audit(cell, spec, dataset, outputs, retrain=None, references=None, earlier=None, progress=False):
     """Audit a cell's model from its outputs after each request, beside Retrain's and the reference models'.
 
-    What an `earlier` audit of the same cell has besides is kept.
+    Metrics that only the `earlier` audit of the same cell has are kept.
     """
     splits = [split.so_far() for split in make_splits(dataset, cell.task, cell.seed)]
     compared = zip(outputs, splits, retrain or [None] * len(splits))

@@ -35,7 +35,7 @@ class Comparison:
     table: pd.DataFrame
     """A row for each method: the metrics in percent, JS_f in bits, gap in points, ToW, and `time_s` in seconds."""
     models: dict
-    """The unlearned models by the method's name, of the user's own class and in evaluation mode. SISA's is an
+    """The unlearned models by the method's name, of the user's own class and in evaluation mode. SISA's is a
     `models.Ensemble`, which gives (log-probabilities, representation)."""
 
 
@@ -56,9 +56,9 @@ def compare(
     train, test : (x, y), Dataset, Subset or DataLoader
         The samples as the net takes them, and labels from 0. They are read into memory once.
     inputs : str
-        "values", or "embedding" for whole numbers, such as tokens. They take no noise. CaMU's then goes onto the output
-        of the net's embedding, its first nn.Embedding, and so does Boundary's step. This is ours: the paper has images
-        only. Such an x may have several parts, as (ids, mask) or {"input_ids": ids, "attention_mask": mask}.
+        "values", or "embedding" for whole numbers, such as tokens. For these, CaMU's noise and Boundary's step are
+        added to the output of the net's first nn.Embedding. This is ours: the paper has images only. Such an x may have
+        several parts, as (ids, mask) or {"input_ids": ids, "attention_mask": mask}.
     forget : indices, boolean mask, optional
         The training samples to forget. Or `classes`, the labels whose samples are all to be forgotten.
     methods : sequence of str
@@ -66,7 +66,7 @@ def compare(
     build : callable, optional
         ``build(classes)`` returns the same net with fresh weights; Retrain, T-S and SISA need it.
     seed : int
-        The source of all randomness; seeds give the same result every time on the same machine.
+        The source of all randomness: one seed gives the same result every time on the same machine.
     epochs, lr : int, float, optional
         Of Retrain and SISA; otherwise those of own data in `hyperparameters.TRAINING`. In class removal CaMU's rates
         follow from `lr` too.

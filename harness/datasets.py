@@ -34,12 +34,13 @@ FEWEST_TEST_SAMPLES = 3  # 40 % of them train the membership attack: at least on
 def load(name, root, image_size=None, label_noise=0, progress=False):
     """Load a data set by its name in the configuration, on the CPU, with `label_noise` percent of wrong labels.
 
-    Looked for under `root`, in this order: torchvision's own files of a built-in set; the arrays ``<name>.npz``
-    (x_train, y_train, x_test, y_test); the image folder ``<name>/{train,test}/<class>/*``, where ``val`` may stand for
-    ``test``, or ``<name>/<class>/*`` alone, a fifth of which becomes the test set. Else torchvision loads the data set
-    of this name, such as SVHN, if its labels are one whole number each. It checks what it downloads. OptDigits needs no
-    files. `image_size` is the side of ResNet-18's images: 224 for CIFAR and 64 for own data unless given. A UserError
-    names a damaged file, or the places that were searched.
+    A set of the paper is read from torchvision's files under `root`, else from its image folder there, else downloaded.
+    Any other name is looked for as ``<name>.npz`` (x_train, y_train, x_test, y_test), then as an image folder,
+    ``<name>/{train,test}/<class>/*``, where ``val`` may stand for ``test``, or ``<name>/<class>/*`` alone, a fifth of
+    which becomes the test set. Then torchvision loads the data set of this name, such as SVHN, if its labels are one
+    whole number each. It checks what it downloads. OptDigits needs no files. `image_size` is the side of ResNet-18's
+    images: 224 for CIFAR and 64 for own data unless given. A UserError names a damaged file, or the places that were
+    searched.
     """
     return mislabelled(_load(name, Path(root), image_size, progress), label_noise)
 

@@ -6,8 +6,8 @@ import torch
 def captured(step, device):
     """A training step, a function of a few tensors (or None); on CUDA replayed as a graph, without Python in between.
 
-    What the step reads besides its arguments must stay where it is. It may neither make tensors of host values nor read
-    or print values. On a GPU its results are overwritten by the next call.
+    What the step reads besides its arguments must keep its memory address. It may neither make tensors of host values
+    nor read or print values. On a GPU its results are overwritten by the next call.
     """
     return Captured(step) if device.type == "cuda" else step
 

@@ -67,7 +67,7 @@ def check(config):
 
 
 def check_overrides(config):
-    """Refuse overrides that cannot be, or that are there twice."""
+    """Refuse overrides that are wrong, or there twice."""
     places = [parse_override(text)[:2] for text in config.override]
     twice = [f"{method}.{name}" for method, name in places if places.count((method, name)) > 1]
     require(not twice, lambda: f"--override {twice[0]} is there twice")
@@ -80,7 +80,7 @@ def without_effect(config, dataset):
         "--pretrain-epochs": config.pretrain_epochs and config.checkpoint and "the model comes from --checkpoint",
         "--image-size": config.image_size and dataset.train.side is None and "the CNN's images have 28 pixels",
     }
-    asked = {*config.methods, *(["CaMU"] if "ablation" in STUDIES[config.study] else []), "SISA"}  # SISA's are shards
+    asked = {*config.methods, *(["CaMU"] if "ablation" in STUDIES[config.study] else [])}
     for text in config.override:
         method = parse_override(text)[0]
         idle[f"--override {text}"] = method not in asked and f"{method} is not among --methods"
@@ -90,7 +90,8 @@ def without_effect(config, dataset):
 class Plan:
     """The cells of a run on one data set.
 
-    `specs` maps each cell to what determines it, `records` finished ones to records, `unlike` others to what differs.
+    `specs` maps each cell to what determines it, `records` finished cells to their records, `unlike` those made with
+    another configuration to what differs.
     """
 
     def __init__(self, dataset, tasks, config):
@@ -107,7 +108,7 @@ class Plan:
                         self.add(Cell(dataset.name, task, method, seed, tree), splits)
 
     def methods(self, tree, seed):
-        """The ablation has its own methods; those they are compared with are in the plain tree. One floor is enough."""
+        """The ablation has its own methods; the plain tree has what they are compared with. Floor has one seed."""
         if tree == "ablation":
             return tuple(ABLATION)
         methods = BESIDE_ABLATION if self.config.study == "ablation" else self.config.methods
@@ -135,7 +136,7 @@ class Plan:
         return replace(cell, tree="ablation" if cell.method in ABLATION else "cells")
 
     def audit_spec(self, cell):
-        """What an audit is made from, as far as it is there: an earlier one that was made from more will do."""
+        """What an audit is made from, as far as it is there: an earlier one that was made from more counts too."""
         audited, retrain = self.audited(cell), replace(cell, tree="cells", method="Retrain")
         spec = {"cell": cells.key(self.specs[audited])}
         if retrain in self.specs and retrain != audited:
@@ -194,7 +195,7 @@ class Plan:
         return stored is None or stored["config"] != self.specs[cell]
 
     def prepare(self):
-        """Load or train what several unfinished cells need: the pre-unlearning model, SISA's shards, what they say."""
+        """Load or make what unfinished cells need: the pre-unlearning model, SISA's shards, the audit's references."""
         todo = [cell for tree in STUDIES[self.config.study] if tree != "relearn" for cell in self.todo(tree)]
         auditing = any("references" in self.specs[cell] for cell in todo if cell.tree == "audit")
         todo = [cell for cell in todo if cell.tree != "audit"]
@@ -345,12 +346,12 @@ class Plan:
         return self.config.time_limit is None or spent + (self.last_time(cell) or 0) < self.config.time_limit
 
     def last_time(self, cell):
-        """Seconds that the newest cell beside this one took, if it was made on this machine on as many threads."""
+        """Seconds that the newest cell of the same method and task took, if made on this machine on as many threads."""
         device = cells.device_name(cells.resolve_device(self.config))
-        here = {"device": device, "threads": self.config.threads}
+        wanted = {"device": device, "threads": self.config.threads}
         for path in sorted(cell.path(self.config).parent.glob("seed*.json"), key=lambda p: -p.stat().st_mtime):
             record = load_or_set_aside(path, read_record) or {}
-            if here.items() <= (record.get("conditions") or {}).items():
+            if wanted.items() <= (record.get("conditions") or {}).items():
                 return record["time_s"]
         return None
 

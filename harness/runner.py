@@ -57,7 +57,7 @@ def named(purpose, function, **arguments):
 
 
 def die_with(parent):
-    """Let this process end with the one that started it, though that is killed."""
+    """Let this process end with the one that started it, even if that is killed."""
     with suppress(OSError, AttributeError, TypeError):  # Linux alone has this
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

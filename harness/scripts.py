@@ -23,7 +23,7 @@ def end_at_once(number, frame):
 
 
 def watch_imports():
-    """Until `run_script`, end in one line for Ctrl-C, unless that is ignored, and SIGTERM."""
+    """Until `run_script`, let SIGTERM, and Ctrl-C unless it is ignored, end the program in one line."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_at_once)
     signal.signal(signal.SIGTERM, end_at_once)

@@ -43,10 +43,10 @@ def ranked(metric, direction, at_most, without=()):
         values = {method: mean(method, metric) for method in paper_methods() if method not in without}
         if None in values.values():
             return None
-        place, figures = standing({m: value for m, value in values.items() if m not in passed_over}, direction)
+        rank, figures = standing({m: value for m, value in values.items() if m not in passed_over}, direction)
         figures += f"; Retrain {values['Retrain']:.2f}" if direction == "≈" else ""
         passed = [f"{method} ({why})" for method, why in passed_over.items() if method in values]
-        return place <= at_most, figures + (f"; passed over: {', '.join(passed)}" if passed else "")
+        return rank <= at_most, figures + (f"; passed over: {', '.join(passed)}" if passed else "")
 
     return check
 
@@ -82,8 +82,8 @@ def falls_more(mean, passed_over):
     pairs = [(mean("CaMU", "A_r", task), mean("Counterfactual", "A_r", task)) for task in MAIN_TASKS]
     if any(None in pair for pair in pairs):
         return None
-    here, class0 = (round(camu - variant, 2) for camu, variant in pairs)
-    return here > class0, f"by {here:.2f}, in class0 by {class0:.2f}"
+    random10, class0 = (round(camu - variant, 2) for camu, variant in pairs)
+    return random10 > class0, f"by {random10:.2f}, in class0 by {class0:.2f}"
 
 
 def forgotten(mean, passed_over):
@@ -139,11 +139,11 @@ MIA_CLAIMS = (  # tasks, CaMU's place, the paper's value
 
 
 def standing(values, direction):
-    """CaMU's place and a text that names it and the first; methods that are equal at two decimals share a place."""
+    """CaMU's rank and a text that names it and the first; methods that are equal at two decimals share a rank."""
     found = costs(values, direction)
-    place, first = 1 + sum(cost < found["CaMU"] for cost in found.values()), min(found, key=found.get)
-    leader = "" if place == 1 else f"; first: {first} {values[first]:.2f}"
-    return place, f"{values['CaMU']:.2f}, {ORDINALS[place - 1]} of {len(found)}{leader}"
+    rank, first = 1 + sum(cost < found["CaMU"] for cost in found.values()), min(found, key=found.get)
+    leader = "" if rank == 1 else f"; first: {first} {values[first]:.2f}"
+    return rank, f"{values['CaMU']:.2f}, {ORDINALS[rank - 1]} of {len(found)}{leader}"
 
 
 def answers(cells):
@@ -199,6 +199,6 @@ def mia_answer(stats, tasks, at_most, published):
         return text, "all data sets", None, ""
     values = {m: summary.mean_mia_difference(stats, pairs, m)[0] for m in paper_methods() if m != "Retrain"}
     skipped = [method for method in values if all(method in passed_over(stats, ("cells", *pair)) for pair in pairs)]
-    place, figures = standing({m: value for m, value in values.items() if m not in skipped}, "↓")
+    rank, figures = standing({m: value for m, value in values.items() if m not in skipped}, "↓")
     figures += f" (the paper: {published})" + (f"; passed over: {', '.join(skipped)}" if skipped else "")
-    return text, ", ".join(" ".join(pair) for pair in pairs), place <= at_most, figures
+    return text, ", ".join(" ".join(pair) for pair in pairs), rank <= at_most, figures

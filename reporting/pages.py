@@ -19,7 +19,7 @@ INTRODUCTION = """\
 
 This page is made by `python report.py` from the cells beside it. How to read the tables:
 
-- An entry is the mean over the seeds, and their number, with the population standard deviation where there are several.
+- An entry is the mean over the seeds, with the population standard deviation where there are several, and their number.
   Metrics are in percent. n/a: the value could not be read off the paper's text.
 - ↑ means that the highest value is best, ↓ the lowest, ≈ the closest to Retrain's. **Bold** is the best of a row,
   <ins>underlined</ins> the second best. Values that are equal at two decimals share a mark. Retrain and Original,

@@ -84,7 +84,7 @@ def test_weights_that_cannot_be_downloaded_are_named(photos, monkeypatch):
 
     pretrained_weights.cache_clear()
     monkeypatch.setattr("torchvision.models.WeightsEnum.get_state_dict", offline)
-    with pytest.raises(UserError, match=r"--weights DEFAULT cannot be had: .*no network"):
+    with pytest.raises(UserError, match=r"--weights DEFAULT cannot be loaded: .*no network"):
         with_architecture(photos, config(model="torchvision:resnet18", layer="avgpool", weights="DEFAULT"))
 
 

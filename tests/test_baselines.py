@@ -240,6 +240,14 @@ def test_boundary_attack_respects_its_bound_in_pixel_space(normalise, augmented)
     assert after > before
 
 
+def test_boundary_attack_leaves_inputs_that_are_no_pixels_in_their_own_range(plain):
+    model, split = plain
+    standardised = (split.train.pixels / 255 - 0.5) / 0.2
+    attacked = boundary.fgsm(model, Images(standardised, split.train.labels), torch.arange(200))
+    torch.testing.assert_close((attacked - standardised).abs().max(), torch.tensor(boundary.BOUND))
+    assert attacked.min() < -1 and attacked.max() > 1.1
+
+
 def test_boundary_labels_are_the_nearest_wrong_ones(plain):
     f_o, split = plain
     own = (split.train.labels + (torch.arange(200) % 3 == 0)) % 4  # a third of the labels is wrong

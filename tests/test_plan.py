@@ -110,7 +110,8 @@ def test_settings_that_change_nothing_are_said(small_config):
     given = {"image_size": 64, "gpus_per_cell": 0.5, "override": ("SCRUB.lr=1e-4", "CaMU.epochs=1", "SISA.shards=2")}
     lines = without_effect(replace(small_config, methods=("CaMU",), **given), make_toy_dataset())
     assert [line.partition(":")[0] for line in lines] == [
-        f"{name} has no effect" for name in ("--gpus-per-cell", "--image-size", "--override SCRUB.lr=1e-4")
+        f"{name} has no effect"
+        for name in ("--gpus-per-cell", "--image-size", "--override SCRUB.lr=1e-4", "--override SISA.shards=2")
     ]
     assert not without_effect(small_config, make_toy_dataset())
 
