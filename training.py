@@ -51,13 +51,17 @@ def training_mode(model):
     return model
 
 
+def own_draws(device):
+    """Let what a model itself draws, as for dropout, leave the global generators as they were."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
 def seeded(unlearn):
-    """Seed what a model itself draws, as for dropout, and leave the global generators as they were."""
+    """Seed what a model itself draws while a method runs."""
 
     @functools.wraps(unlearn)
     def unlearn_seeded(f_o, split, settings):
-        device = split.train.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with own_draws(split.train.device):
             torch.manual_seed(derive_seed(settings.seed, "dropout"))
             return unlearn(f_o, split, settings)
 
@@ -116,7 +120,7 @@ def train(model, images, index, *, epochs, lr, batch_size, rng, partial=None, pr
     images, index : Images, LongTensor
         The samples to train on are at the positions `index`, (n,).
     epochs, lr, batch_size, rng : int, float, int, torch.Generator
-        The generator is on the CPU; it shuffles and augments.
+        The generator is on the CPU; it shuffles and augments. Its seed is also that of what the model itself draws.
     partial : Path, optional
         Where a long training saves its state, with the `seconds` it has taken. A training that finds it continues from
         there, bit for bit. The caller removes it.
@@ -137,8 +141,10 @@ def train(model, images, index, *, epochs, lr, batch_size, rng, partial=None, pr
     step = learning_step(model, images, optimizer)
     started = saved = time.perf_counter()
     for epoch in epoch_bar(label, epochs, progress, first):
-        for rows, crops in shuffled_batches(images, index, batch_size, rng):
-            step(index[rows], crops)
+        with own_draws(images.device):
+            torch.manual_seed(derive_seed(rng.initial_seed(), "dropout", epoch))
+            for rows, crops in shuffled_batches(images, index, batch_size, rng):
+                step(index[rows], crops)
         if after is not None:
             after(epoch)
             training_mode(model)

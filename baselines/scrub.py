@@ -3,15 +3,15 @@
 Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023, Algorithm 1 and Eq. 3. The student starts as the
 teacher f_o. Each of the first `msteps` epochs begins with a max-epoch over D_f, which ascends KL(teacher || student).
 Every epoch has a min-epoch over D_r, which descends gamma * CE + alpha * KL(teacher || student). Both KLs are at
-temperature T with the factor T^2, means over the batch. One optimiser serves both. The epochs after the last
-max-epoch repair the model. The learning rate falls to a tenth after each epoch of `decay_after`. SCRUB+R, the variant
-with rewinding, is not what the CaMU paper compares with.
+temperature T with the factor T^2, means over the batch. One optimiser serves both. The epochs after the last max-epoch,
+if there are any, repair the model. The learning rate falls to a tenth after each epoch of `decay_after`. SCRUB+R, the
+variant with rewinding, is not what the CaMU paper compares with.
 
 At f_o itself the KL has no slope, so without batch normalisation the forgetting begins with the second max-step. The
 ascent is unbounded. What holds it are few max-steps (larger batches of D_f), the decay, and the repair.
 
 The published runs are of two sorts: large scale by SGD with momentum 0.9 at a constant learning rate, small scale by
-Adam with the decay. The searched rows follow the second.
+Adam with the decay. The searched rows follow the second, with fewer epochs and a weight decay of 5e-4 instead of 0.1.
 
 Deviations from the published code: batches of D_r have this repository's size, 32, as those of D_f where the row has no
 `forget_batch_size`; on CIFAR the training crops are used, without which the authors train; the settings come from the

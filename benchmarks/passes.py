@@ -112,10 +112,10 @@ def main(arguments):
 
 
 def variant(name, split):
-    """CaMU's row for CIFAR with the variant's changes."""
+    """CaMU's row for CIFAR, with one pass, and the variant's changes."""
     row = hyperparameters_of("CaMU", "CIFAR10", split.kind)
     rates = {rate: 10 * row[rate] for rate in ("lr_ce", "lr_kl")}
-    return {"method": "CaMU", "hyperparameters": row | rates | VARIANTS[name]}
+    return {"method": "CaMU", "hyperparameters": row | rates | {"passes": 1} | VARIANTS[name]}
 
 
 if __name__ == "__main__":

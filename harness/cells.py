@@ -242,7 +242,7 @@ def run_cell(cell, spec, dataset, f_o_state, prepared=None, partial=None, progre
             f, seconds = timed(METHODS[spec["method"]].unlearn, f, split, chosen)
         so_far = split.so_far()
         metrics, found = evaluate(f, dataset, so_far, cell.seed, spec["threads"])
-        requests.append({"metrics": metrics, "attacked": attacked(so_far, dataset.test), "time_s": seconds})
+        requests.append({"metrics": metrics, "attacked": attacked(so_far, len(dataset.test)), "time_s": seconds})
         outputs.append(found)
 
     total = sum(request["time_s"] for request in requests)

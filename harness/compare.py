@@ -106,7 +106,7 @@ def compare(
         references = [(represented(copied(own)), chosen(index, None, labels)) for own, index in references]
     seen = reference_probabilities(*zip(*references), dataset) if references else None
 
-    if (few := attacked(split, dataset.test)) < FEWEST:
+    if (few := attacked(split, len(dataset.test))) < FEWEST:
         text = f"MIA attacks {few} samples: it, RMIA and gap are noise, ± {attack_error(few):.0f} points"
         warnings.warn(text, stacklevel=4)
 

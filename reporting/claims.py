@@ -43,25 +43,32 @@ def ranked(metric, direction, at_most, without=()):
         values = {method: mean(method, metric) for method in paper_methods() if method not in without}
         if None in values.values():
             return None
+        if "CaMU" in passed_over:
+            return False, passed_over["CaMU"]
         rank, figures = standing({m: value for m, value in values.items() if m not in passed_over}, direction)
         figures += f"; Retrain {values['Retrain']:.2f}" if direction == "≈" else ""
-        passed = [f"{method} ({why})" for method, why in passed_over.items() if method in values]
-        return rank <= at_most, figures + (f"; passed over: {', '.join(passed)}" if passed else "")
+        return rank <= at_most, figures + those(passed_over, values)
 
     return check
 
 
+def those(passed_over, values):
+    found = [f"{method} ({why})" for method, why in passed_over.items() if method in values]
+    return f"; passed over: {', '.join(found)}" if found else ""
+
+
 def first_variant(variant, metric, direction):
-    """A claim that a row of the ablation is the first among VARIANTS."""
+    """A claim that a row of the ablation, which itself is not passed over, is the first among VARIANTS."""
 
     def check(mean, passed_over):
         values = {name: mean(name, metric) for name in VARIANTS}
         values |= {"Retrain": mean("Retrain", metric)} if direction == "≈" else {}
         if None in values.values():
             return None
-        found = costs(values, direction)
+        passed = {name: why for name, why in passed_over.items() if name != variant}
+        found = costs({name: value for name, value in values.items() if name not in passed}, direction)
         figures = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
-        return found[variant] == min(found.values()), figures
+        return found[variant] == min(found.values()), figures + those(passed, values)
 
     return check
 
@@ -181,13 +188,13 @@ def mean_of(stats, place, method, metric, task=None):
 
 def passed_over(stats, place):
     """The methods that no ranking counts at a (tree, data set, task), with the reason."""
-    plain, found = ("cells", *place[1:]), {}
-    for method in paper_methods():
-        if is_lost(stats, place, method) or is_lost(stats, plain, method):
+    trees, found = (place[0], place[0] if place[0] == "ablation" else "cells"), {}
+    for method in VARIANTS if place[0] == "ablation" else paper_methods():
+        if any(is_lost(stats, (tree, *place[1:]), method) for tree in trees):
             found[method] = "model lost"
-        elif forgot_nothing(stats, plain, method):
+        elif method != "Retrain" and forgot_nothing(stats, (trees[1], *place[1:]), method):
             found[method] = "nothing forgotten"
-    return {method: why for method, why in found.items() if method not in ("Retrain", "CaMU")}
+    return found
 
 
 def mia_answer(stats, tasks, at_most, published):
@@ -198,7 +205,9 @@ def mia_answer(stats, tasks, at_most, published):
     if not pairs:
         return text, "all data sets", None, ""
     values = {m: summary.mean_mia_difference(stats, pairs, m)[0] for m in paper_methods() if m != "Retrain"}
-    skipped = [method for method in values if all(method in passed_over(stats, ("cells", *pair)) for pair in pairs)]
+    skipped = {m: why for pair in pairs for m, why in passed_over(stats, ("cells", *pair)).items()}
+    where = ", ".join(" ".join(pair) for pair in pairs)
+    if "CaMU" in skipped:
+        return text, where, False, skipped["CaMU"]
     rank, figures = standing({m: value for m, value in values.items() if m not in skipped}, "↓")
-    figures += f" (the paper: {published})" + (f"; passed over: {', '.join(skipped)}" if skipped else "")
-    return text, ", ".join(" ".join(pair) for pair in pairs), rank <= at_most, figures
+    return text, where, rank <= at_most, f"{figures} (the paper: {published}){those(skipped, values)}"

@@ -36,7 +36,7 @@ CLAIMS_REMARK = """\
 What the paper's text says about CaMU, checked against the cells. CaMU is ranked among the methods besides Retrain that
 keep their model, on the seeds that all of them have. If one of the paper's methods is missing, nothing is ranked. A
 method that forgets nothing is passed over too: A_f has moved less than a quarter of the way from Original's to
-Retrain's, where these are more than half a point apart."""
+Retrain's, where these are more than half a point apart. (Closer ones differ by chance.)"""
 AUDIT_REMARK = """\
 Ours: the paper has none of it. RMIA asks how well a stronger attack tells D_f from test samples (of the forgotten
 classes, in class removal): 50 is chance, Retrain's value is what unlearning should give, Original's what there was to

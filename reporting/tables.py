@@ -197,7 +197,8 @@ def mia_rows(stats, published, pairs):
     every = [key[1:3] for key in theirs if key[3:] == ("Retrain", "MIA")]
     ours = {m: found for m in METHODS if (found := summary.mean_mia_difference(stats, pairs, m))}
     most = max((count for _, count in ours.values()), default=0)  # an average over fewer is not compared
-    marks = rank({method: value for method, (value, count) in ours.items() if count == most}, "MIA_diff")
+    lost = [m for m in ours for pair in pairs if is_lost(stats, ("cells", *pair), m)]
+    marks = rank({method: value for method, (value, count) in ours.items() if count == most}, "MIA_diff", lost)
     derived = {m: found for m in METHODS if (found := summary.mean_mia_difference(theirs, every, m))}
     sources = {
         "here": {m: f"{MARKS[marks.get(m, 0)].format(f'{value:.2f}')} ({count})" for m, (value, count) in ours.items()},

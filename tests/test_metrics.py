@@ -160,7 +160,7 @@ def test_who_learns_and_who_is_attacked(monkeypatch, tests, known, attacked, pub
     assert torch.equal(sign * remain, joint_dataset(two_labels, 1, 3).remain[:known].double())
     assert torch.equal(sign * members, split.forget.double())
     assert torch.equal(torch.cat([test_known, others]), torch.arange(known + attacked).double())
-    assert found["MIA"] == 50
+    assert found["MIA"] == 50 and metrics.attacked(split, tests) == attacked
     # a position is larger than 0, its negative is not: class 0 is seen where nothing is cropped
     right, wrong = (0, 100) if published_protocol else (100, None)
     assert (found["A_r"], found.get("A_r_clean")) == (right, wrong) and found["A_ts"] == 100

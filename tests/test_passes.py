@@ -16,11 +16,21 @@ def test_every_variant_is_a_cell_and_is_run_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(passes, "load", lambda *_, **__: dataset)
     monkeypatch.setattr(passes, "TRAINING", {"epochs": 1, "lr": 1e-3})
     folders = {"results_dir": str(tmp_path / "results"), "checkpoints_dir": str(tmp_path / "checkpoints")}
-    arguments = passes.Arguments(tasks=("class0",), seeds=(0,), quiet=True, **folders)
+    arguments = passes.Arguments(tasks=("class0", "random25"), seeds=(0,), quiet=True, **folders)
     passes.main(arguments)
-    found = {path.parts[3]: record for path, record in records(tmp_path / "results").items()}
-    assert found.keys() == {"Retrain", *passes.VARIANTS} and "CIFAR10-32: " in capsys.readouterr().out
-    changes = {"passes": 2, "paired": False, "y_c": "y_r"}
-    assert changes.items() <= found["Published-code"]["config"]["hyperparameters"].items()
+    found = records(tmp_path / "results")
+    assert "CIFAR10-32: " in capsys.readouterr().out
+    for task in arguments.tasks:
+        rows = {
+            path.parts[3]: record["config"]["hyperparameters"] for path, record in found.items() if task in path.parts
+        }
+        assert rows.keys() == {"Retrain", *passes.VARIANTS} and rows["CaMU"]["passes"] == 1
+        assert {name: row.items() - rows["CaMU"].items() for name, row in rows.items() if name != "Retrain"} == {
+            "CaMU": set(),
+            "Two-passes": {("passes", 2)},
+            "Own-shuffle": {("paired", False)},
+            "Label-of-x_r": {("y_c", "y_r")},
+            "Published-code": {("passes", 2), ("paired", False), ("y_c", "y_r")},
+        }
     monkeypatch.setattr(passes, "run_all", lambda *_: pytest.fail("run again"))
     passes.main(arguments)

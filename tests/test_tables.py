@@ -193,6 +193,10 @@ def test_the_mean_mia_difference_says_over_how_many_and_is_compared_only_over_as
     assert ours["SCRUB"] == "**2.00** (2)" and ours["NegGrad"] == "<ins>3.00</ins> (2)"
     assert ours["CaMU"] == "0.00 (1)"  # over fewer: not compared
     assert ours["Unroll"] == "n/a" and ours["Retrain"] == "–"
+    lost = {m: RANDOM[m] | ({"A_r": (0, 0)} if m == "SCRUB" else {}) for m in ("Retrain", "SCRUB", "NegGrad")}
+    write_random(tmp_path, "Fashion", methods=lost)
+    marked = row_of(paper_table(tmp_path, "Table 4"), "all", "all", "MIA_diff ↓", "here")
+    assert marked["NegGrad"] == "3.00 (2)" and marked["SCRUB"] == "2.00 (2)"  # with one left to compare, none is marked
     printed = row_of(table, "all", "all", "MIA_diff ↓", "paper, as printed")
     assert printed["SISA"] == "10.23" and printed["CaMU"] == "n/a"
     assert row_of(table, "all", "all", "MIA_diff ↓", "paper, from its entries")["CaMU"] == "4.22"

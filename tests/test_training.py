@@ -77,6 +77,24 @@ def test_an_interrupted_training_continues_bit_for_bit(split, tmp_path, monkeypa
     assert load_tensors(partial)["seconds"] > stored["seconds"]
 
 
+def test_dropout_follows_the_streams_seed_also_after_an_interruption(split, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.SAVE_EVERY_S", 0)
+
+    def run_with_dropout(stream="toy", **options):
+        model = fresh()
+        model.head.insert(1, torch.nn.Dropout(0.5))
+        train(model, split.train, split.remain, rng=generator(stream), **OPTIONS | options)
+        return model
+
+    state = torch.get_rng_state()
+    expected = run_with_dropout()
+    torch.rand(7)
+    run_with_dropout(epochs=2, partial=tmp_path / "partial.pt")
+    assert same_weights(run_with_dropout(partial=tmp_path / "partial.pt"), expected)
+    torch.set_rng_state(state)
+    assert not same_weights(run_with_dropout("other"), expected) and torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_short_training_is_not_saved(split, tmp_path):
     run(split, epochs=1, partial=tmp_path / "partial.pt")
     assert not list(tmp_path.iterdir())
