@@ -260,7 +260,7 @@ def test_accuracy(model, dataset, split):
 
 
 def request_seed(cell, number):
-    """The seed of all that a method draws for a cell's request. Floor is Retrain from other weights."""
+    """The seed of what a method draws for a cell's request. Floor is Retrain from other weights, in another order."""
     seed = derive_seed(cell.seed, "floor") if cell.method == "Floor" else cell.seed
     return derive_seed(seed, "request", number) if number else seed
 

@@ -192,7 +192,7 @@ def check_test_samples(name, count):
 
 
 def _shuffled(name, pixels, labels, classes, image_size, files=()):
-    """The data set in a fixed random order, so that the first samples are of all classes."""
+    """The data set in a fixed random order: it may come sorted by class, and the attack reads the first samples."""
     orders = {part: torch.randperm(len(pixels[part]), generator=generator("order", part)) for part in pixels}
     parts = [(pixels[part][order], labels[part][order]) for part, order in orders.items()]
     rest = {"files": files, "order": orders["train"] if files else None}

@@ -41,12 +41,15 @@ AUDIT_REMARK = """\
 Ours: the paper has none of it. RMIA asks how well a stronger attack tells D_f from test samples (of the forgotten
 classes, in class removal): 50 is chance, Retrain's value is what unlearning should give, Original's what there was to
 remove. `JS_f` is the divergence from Retrain's outputs on D_f in bits, `churn` the percentage of test predictions that
-differ from Retrain's. Floor is Retrain from other weights, one seed. `ToW` is 1 where accuracies equal Retrain's."""
+differ from Retrain's. Floor is Retrain from other weights and in another order,
+one seed. `ToW` is 1 where accuracies equal Retrain's."""
+SISA_REMARK = (
+    "Its MIA values for SISA are those of an attack that always answers “non-member”: they say nothing of SISA."
+)
 REMARKS = {
-    "Table 4": "The paper's printed averages agree with its entries, except for T-S. Its MIA values for SISA are those "
-    "of an attack that always answers “non-member”: they say nothing about SISA's models.",
+    "Table 4": f"The paper's printed averages agree with its entries, except for T-S. {SISA_REMARK}",
     "Table 6": "The paper's entries could not be read off. Retrain, Original and CaMU are those of the plain run.",
-    "Table 12": "The paper's printed averages do not follow from the entries of its own table.",
+    "Table 12": f"The paper's printed averages do not follow from the entries of its own table. {SISA_REMARK}",
 }
 TITLES = {"cells": "effectiveness", "ablation": "ablation", "efficiency": "time", "relearn": "relearning"}
 PICTURES = {
