@@ -44,6 +44,8 @@ HYPERPARAMETERS = {
         ("OptDigits", "class"): NEGGRAD_LONGER | {"lr": 1.5e-4, "a": 0.995},
         ("Digit", "random"): NEGGRAD | {"lr": 1.2e-4, "a": 0.8},
         ("Digit", "class"): NEGGRAD | {"lr": 5.5e-5, "a": 0.995},
+        ("Fashion", "random"): NEGGRAD | {"lr": 2.4e-4, "a": 0.8},
+        ("Fashion", "class"): NEGGRAD | {"lr": 3.1e-5, "a": 0.995},
         ("CIFAR", ANY): {"optimizer": "SGD", "weight_decay": 0.0, "epochs": 5, "lr": 0.01, "a": 0.9999, "stop": 0},
         (ANY, "random"): NEGGRAD_LONGER | {"lr": 1e-4, "a": 0.9},
         (ANY, "class"): NEGGRAD_LONGER | {"lr": 1e-4, "a": 0.99},
@@ -55,6 +57,8 @@ HYPERPARAMETERS = {
         ("OptDigits", "class"): {"epochs": 10, "lr": 8.7e-5},
         ("Digit", "random"): {"epochs": 3, "lr": 1.4e-6},
         ("Digit", "class"): {"epochs": 6, "lr": 4.4e-4},
+        ("Fashion", "random"): {"epochs": 1, "lr": 1.3e-6},
+        ("Fashion", "class"): {"epochs": 6, "lr": 4.4e-4},
         ("CIFAR", ANY): {"epochs": 10, "lr": 1e-5},
         (ANY, "class"): {"epochs": 10, "lr": 1e-4},
         (ANY, ANY): {"epochs": 5, "lr": 1e-5},
@@ -65,6 +69,8 @@ HYPERPARAMETERS = {
         ("OptDigits", "class"): {"epochs": 3, "lr": 5.3e-4, "remain_fraction": 0.3},
         ("Digit", "random"): {"epochs": 3, "lr": 2.7e-4, "remain_fraction": 0.3},
         ("Digit", "class"): {"epochs": 3, "lr": 1e-3, "remain_fraction": 0.3},
+        ("Fashion", "random"): {"epochs": 2, "lr": 6.3e-4, "remain_fraction": 0.3},
+        ("Fashion", "class"): {"epochs": 1, "lr": 8.9e-4, "remain_fraction": 0.3},
         (ANY, ANY): {"epochs": 1, "lr": 1e-4, "remain_fraction": 0.3},  # as published
     },
     "SCRUB": {
@@ -79,6 +85,10 @@ HYPERPARAMETERS = {
         | {"msteps": 4, "lr": 3.3e-4, "alpha": 3.9e-3, "temperature": 4.0, "forget_batch_size": 512},
         ("Digit", "class"): SCRUB
         | {"msteps": 2, "lr": 1e-4, "alpha": 0.11, "temperature": 4.0, "forget_batch_size": 256},
+        ("Fashion", "random"): SCRUB
+        | {"msteps": 4, "lr": 1e-4, "alpha": 2.2e-3, "temperature": 4.0, "forget_batch_size": 128},
+        ("Fashion", "class"): SCRUB
+        | {"msteps": 3, "lr": 1.6e-4, "alpha": 0.065, "temperature": 4.0, "forget_batch_size": 512},
         ("CIFAR", ANY): {
             "optimizer": "SGD",
             "weight_decay": 5e-4,
@@ -101,6 +111,8 @@ HYPERPARAMETERS = {
         ("OptDigits", "class"): UNROLL | {"epochs": 1, "lr": 3.1e-3},
         ("Digit", "random"): UNROLL | {"epochs": 1, "lr": 1.2e-3},
         ("Digit", "class"): UNROLL | {"epochs": 3, "lr": 8.2e-4},
+        ("Fashion", "random"): UNROLL | {"epochs": 1, "lr": 1.2e-3},
+        ("Fashion", "class"): UNROLL | {"epochs": 1, "lr": 1.5e-4},
         ("CIFAR", ANY): UNROLL | {"epochs": 1, "lr": None},
         (ANY, ANY): UNROLL | {"epochs": 1, "lr": 1e-3},
     },
