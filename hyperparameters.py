@@ -86,7 +86,7 @@ HYPERPARAMETERS = {
         ("Digit", "class"): SCRUB
         | {"msteps": 2, "lr": 1e-4, "alpha": 0.11, "temperature": 4.0, "forget_batch_size": 256},
         ("Fashion", "random"): SCRUB
-        | {"msteps": 4, "lr": 1e-4, "alpha": 2.2e-3, "temperature": 4.0, "forget_batch_size": 128},
+        | {"msteps": 3, "lr": 2.5e-4, "alpha": 0.025, "temperature": 4.0, "forget_batch_size": 128},
         ("Fashion", "class"): SCRUB
         | {"msteps": 3, "lr": 1.6e-4, "alpha": 0.065, "temperature": 4.0, "forget_batch_size": 512},
         ("CIFAR", ANY): {
