@@ -59,7 +59,8 @@ def test_a_first_run(tmp_path, capsys, monkeypatch):
     lines = printed.out.splitlines()
     assert lines[0] == "OptDigits: 1,437 training and 360 test images, 10 classes; model CNN at 28x28"
     assert re.search(r"pre-unlearning model, accuracy \d+\.\d\d % \(train\), \d+\.\d\d % \(test\)", lines[1])
-    assert len(lines) <= 40 and max(map(len, lines)) <= 80, printed.out
+    plain = [line for line in lines if not line.startswith("(Retrain is faster")]  # so short trainings may say that
+    assert len(plain) <= 40 and max(map(len, plain)) <= 80, printed.out
     for task in ("random10", "class0"):
         assert re.search(
             rf"\nOptDigits, {task}: 1 seed, metrics in percent, time ÷ Retrain's \d+\.\d\d s\n", printed.out
