@@ -43,13 +43,18 @@ def ranked(metric, direction, at_most, without=()):
         values = {method: mean(method, metric) for method in paper_methods() if method not in without}
         if None in values.values():
             return None
-        if "CaMU" in passed_over:
-            return False, passed_over["CaMU"]
-        rank, figures = standing({m: value for m, value in values.items() if m not in passed_over}, direction)
-        figures += f"; Retrain {values['Retrain']:.2f}" if direction == "≈" else ""
-        return rank <= at_most, figures + those(passed_over, values)
+        remark = f"; Retrain {values['Retrain']:.2f}" if direction == "≈" else ""
+        return placed(values, direction, at_most, passed_over, remark)
 
     return check
+
+
+def placed(values, direction, at_most, passed_over, remark):
+    """Whether CaMU is at place `at_most` or better, and the figures; not if it is itself passed over."""
+    if "CaMU" in passed_over:
+        return False, passed_over["CaMU"]
+    rank, figures = standing({m: value for m, value in values.items() if m not in passed_over}, direction)
+    return rank <= at_most, figures + remark + those(passed_over, values)
 
 
 def those(passed_over, values):
@@ -207,7 +212,4 @@ def mia_answer(stats, tasks, at_most, published):
     values = {m: summary.mean_mia_difference(stats, pairs, m)[0] for m in paper_methods() if m != "Retrain"}
     skipped = {m: why for pair in pairs for m, why in passed_over(stats, ("cells", *pair)).items()}
     where = ", ".join(" ".join(pair) for pair in pairs)
-    if "CaMU" in skipped:
-        return text, where, False, skipped["CaMU"]
-    rank, figures = standing({m: value for m, value in values.items() if m not in skipped}, "↓")
-    return text, where, rank <= at_most, f"{figures} (the paper: {published}){those(skipped, values)}"
+    return text, where, *placed(values, "↓", at_most, skipped, f" (the paper: {published})")
