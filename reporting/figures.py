@@ -146,8 +146,8 @@ def gap_and_ratio(stats, dataset, task):
 def draw_bars(stats, task, datasets):
     """Differences of all metrics to Retrain, with the std: a panel per data set, a bar per method; None without any.
 
-    A marker ends each bar, so that one of height 0 is visible. A cross stands for a missing metric. Retrain is the zero
-    line, in a band of its std.
+    A marker ends each bar, so that one of height 0 is visible. What is missing has none. Retrain is the zero line, in a
+    band of its std.
     """
     datasets = [name for name in datasets if ("cells", name, task, "Retrain", "A_r") in stats]
     if not datasets:
@@ -169,7 +169,6 @@ def draw_bars(stats, task, datasets):
             mean, std = np.array([found.get((method, name), (np.nan, np.nan))[:2] for name in metrics]).T
             axis.bar(x, mean - retrain, 0.3 / len(OTHERS), color=COLOURS[method], label=method)
             axis.errorbar(x, mean - retrain, std, **style(method, 3, linestyle=""), ecolor="#444444", elinewidth=0.6)
-            axis.plot(x, np.where(np.isnan(mean), 0, np.nan), "x", color=COLOURS[method], markersize=3.5)
         axis.set_xticks(range(len(metrics)), [f"{name}\n{value:.1f}" for name, value in zip(metrics, retrain)])
         axis.grid(False, axis="x")
         set_value_axis(axis, "difference to Retrain\n[points]")
@@ -218,7 +217,7 @@ def set_title(axis, stats, place, seeds, missing, note=""):
     text = f"{place[1]} ({span} seed{'' if span == '1' else 's'}{note})"
     for word, methods in (("missing", missing), ("lost", [m for m in METHODS if is_lost(stats, place, m)])):
         text += f"; {word}: {', '.join(in_order(methods, METHODS))}" if methods else ""
-    axis.set_title(textwrap.fill(text, 58, break_on_hyphens=False), loc="left")
+    axis.set_title(textwrap.fill(text, 54, break_on_hyphens=False), loc="left")
 
 
 def set_value_axis(axis, label):

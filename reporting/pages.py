@@ -22,7 +22,7 @@ This page is made by `python report.py` from the cells beside it. How to read th
 - An entry is the mean over the seeds, with the population standard deviation where there are several, and their number.
   Metrics are in percent. n/a: the value could not be read off the paper's text.
 - ↑ means that the highest value is best, ↓ the lowest, ≈ the closest to Retrain's. **Bold** is the best of a row,
-  <ins>underlined</ins> the second best. Values that are equal at two decimals share a mark. Retrain and Original,
+  <ins>underlined</ins> the second best. Values that are equal as shown share a mark. Retrain and Original,
   the model before unlearning, are never marked.
 - <del>Struck out</del> is a method that has lost its model: its A_r is more than 20 points under Retrain's.
 - `gap` is the mean over the task's metrics of the absolute difference to Retrain, in percentage points, between means
@@ -172,7 +172,6 @@ def blocks(results_dir):
     compared = cells.merge(retrain[["dataset", "task"]].drop_duplicates())
     return {
         "main results": glance(compared, stats, paper),
-        "glance": glance(cells, stats, paper),
         "claims": claims_by_place(cells),
         "search": search(Path(results_dir, "tuning")),
         "studies": studies(Path(results_dir)),

@@ -28,6 +28,7 @@ PLACE = ["tree", "dataset", "task"]
 CELL = ["dataset", "task", "method", "seed"]
 DIRECTIONS = {**dict.fromkeys(("A_r", "A_f", "MIA", *AUDIT[:2], *CLEAN), "≈")}
 DIRECTIONS |= dict.fromkeys(("A_ts", "A_ts_r", "ToW"), "↑")  # all others: ↓
+DECIMALS = {"JS_f": 3}  # that are shown; 2 of all others
 LOST = 20  # points of A_r under Retrain's from which a model counts as lost
 LEAST_MOVED = 0.25  # of the way from Original's A_f to Retrain's
 CLOSE = 0.5  # points: where these two are not farther apart, there is no way to go
@@ -237,8 +238,8 @@ def few_samples(stats, place):
     return round(min(counts)) if counts and min(counts) < FEWEST else 0
 
 
-def costs(values, direction):
-    """The numbers that methods are compared by, at the two decimals shown; less is better.
+def costs(values, direction, decimals=2):
+    """The numbers that methods are compared by, at the decimals shown; less is better.
 
     `direction` is "↑" if the highest is best, "↓" the lowest, "≈" the closest to Retrain.
     """
@@ -248,7 +249,7 @@ def costs(values, direction):
             return {}
         others = {method: abs(value - values["Retrain"]) for method, value in others.items()}
     sign = -1 if direction == "↑" else 1
-    return {method: round(sign * value, 2) for method, value in others.items()}
+    return {method: round(sign * value, decimals) for method, value in others.items()}
 
 
 def rank(values, metric, lost=()):
@@ -256,7 +257,8 @@ def rank(values, metric, lost=()):
 
     Retrain, Original and methods that have lost their model are passed over. With fewer than two left, none is marked.
     """
-    found = costs({m: value for m, value in values.items() if m not in lost}, DIRECTIONS.get(metric, "↓"))
+    there = {m: value for m, value in values.items() if m not in lost}
+    found = costs(there, DIRECTIONS.get(metric, "↓"), DECIMALS.get(metric, 2))
     if len(found) < 2:
         return {}
     best = sorted(set(found.values()))[:2]

@@ -99,11 +99,12 @@ def at(stats, place, method):
     return {key[4]: stat for key, stat in stats.items() if key[:4] == (*place, method)}
 
 
-def text(stat, missing="missing"):
+def text(stat, missing="missing", decimals=2):
     """ "mean", with several seeds "mean ± std"."""
     if stat is None:
         return missing
-    return f"{stat.mean:.2f}" + (f" ± {stat.std:.2f}" if stat.seeds > 1 and stat.std == stat.std else "")
+    std = f" ± {stat.std:.{decimals}f}" if stat.seeds > 1 and stat.std == stat.std else ""
+    return f"{stat.mean:.{decimals}f}{std}"
 
 
 def forgets(stats, place, method):
@@ -134,7 +135,8 @@ def entries(stats, place, metric, methods):
     found = {m: stats[*place, m, metric] for m in methods if (*place, m, metric) in stats}
     lost = [method for method in found if is_lost(stats, place, method)]
     marks = rank({method: stat.mean for method, stat in found.items()}, metric, lost)
-    shown = {m: f"{MARKS[marks.get(m, 0)].format(text(stat))} ({stat.seeds})" for m, stat in found.items()}
+    texts = {m: text(stat, decimals=summary.DECIMALS.get(metric, 2)) for m, stat in found.items()}
+    shown = {m: f"{MARKS[marks.get(m, 0)].format(texts[m])} ({stat.seeds})" for m, stat in found.items()}
     shown |= {method: f"<del>{shown[method]}</del>" for method in lost}
     if metric in summary.NOISY and few_samples(stats, place):
         shown = dict.fromkeys(shown, "noise")

@@ -144,8 +144,6 @@ def test_bars_show_differences_to_retrain_stds_and_what_is_missing():
     assert np.isnan(bars["SISA"]).all()
     assert [text.get_text() for text in axis.get_xticklabels()] == ["A_r\n99.0", "A_f\n98.0", "A_ts\n97.0", "MIA\n50.0"]
     missing = ("Original", "Boundary", "T-S", "SISA", "Unroll")
-    crosses = [line for line in axis.lines if line.get_marker() == "x" and not np.isnan(line.get_ydata()).all()]
-    assert [line.get_color() for line in crosses] == [figures.COLOURS[m] for m in missing]
     assert title_of(axis) == f"Digit (2 seeds); missing: {', '.join(missing)}"
     assert "bars-random10" not in draw(make_plain(values={"CaMU": RANDOM["CaMU"]}))
 
@@ -165,15 +163,13 @@ def test_the_audit_has_a_mark_per_method_between_original_and_retrain():
     assert figures.draw_audit({}, "random10", ["Digit"]) is None
 
 
-def test_a_bar_of_height_0_has_a_marker_and_a_missing_metric_a_cross():
+def test_a_bar_of_height_0_has_a_marker_and_a_missing_metric_none():
     values = RANDOM | {"SCRUB": {name: pair for name, pair in RANDOM["SCRUB"].items() if name != "MIA"}}
     (axis,) = draw(make_plain(values=values))["bars-random10"].axes
-    ends = {line.get_color(): line.get_ydata() for line in axis.lines if line.get_marker() == figures.MARKERS["CaMU"]}
-    assert list(ends) == [figures.COLOURS["CaMU"]] and ends[figures.COLOURS["CaMU"]][3] == 0
-    (cross,) = [
-        line for line in axis.lines if line.get_marker() == "x" and line.get_color() == figures.COLOURS["SCRUB"]
-    ]
-    assert np.isfinite(cross.get_ydata()).tolist() == [False, False, False, True] and "SCRUB" in title_of(axis)
+    ends = {line.get_color(): line.get_ydata() for line in axis.lines if line.get_marker() in figures.MARKERS.values()}
+    assert ends[figures.COLOURS["CaMU"]][3] == 0
+    assert np.isnan(ends[figures.COLOURS["SCRUB"]]).tolist() == [False, False, False, True]
+    assert "SCRUB" in title_of(axis)
 
 
 def test_retrain_in_the_legend_looks_as_drawn():

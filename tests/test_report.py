@@ -27,7 +27,7 @@ def test_the_blocks_of_pages_are_written_too(tmp_path, capsys):
     write_random(tmp_path)
     paths = [tmp_path / name for name in ("README.md", "more.md")]
     for path in paths:
-        path.write_text("before\n<!-- generated: glance -->\nold\n<!-- end of glance -->\nafter\n")
+        path.write_text("before\n<!-- generated: main results -->\nold\n<!-- end of main results -->\nafter\n")
     report.main(report.Settings(str(tmp_path), pages=tuple(map(str, paths))))
     for path in paths:
         text = path.read_text()

@@ -172,6 +172,7 @@ def test_marks_pass_over_retrain_and_lost_models_and_need_something_to_compare()
     assert summary.rank({"Retrain": 0.0, "a": 1.0}, "A_ts_f") == {}
     assert summary.rank({"a": 1.0, "b": 2.0}, "A_r") == {}  # closest to what is not there
     assert summary.rank({"a": 1.001, "b": 1.004, "c": 3.0}, "time_s") == {"a": 1, "b": 1, "c": 2}
+    assert summary.rank({"a": 0.051, "b": 0.054, "c": 0.2}, "JS_f") == {"a": 1, "b": 2}
     assert summary.rank({"Retrain": 9.0, "a": 1.0, "b": 2.0, "c": 3.0}, "A_ts_f", lost=["a"]) == {"b": 1, "c": 2}
 
 

@@ -244,7 +244,7 @@ def test_the_audit_has_a_table_and_what_is_missing_for_it_is_said(tmp_path):
     assert list(auc)[4:7] == ["Retrain", "Floor", "Original"] and auc["SCRUB"] == "**50.00** (1)"
     assert (auc["Original"], auc["CaMU"], auc["Floor"]) == ("60.00 (1)", "<ins>55.00</ins> (1)", "49.00 (1)")
     js = row_of(table, "Digit", "random10", "JS_f ↓", "here")
-    assert (js["Retrain"], js["Floor"], js["CaMU"], js["T-S"]) == ("–", "0.01 (1)", "**0.20** (1)", "missing")
+    assert (js["Retrain"], js["Floor"], js["CaMU"], js["T-S"]) == ("–", "0.010 (1)", "**0.200** (1)", "missing")
     assert row_of(table, "Digit", "random10", "ToW ↑", "here")["Retrain"] == "–"
     text = tables.terminal_table(stats, PLACE)
     assert terminal_rows(text)["Original"]["RMIA"] == "60.00" and "(no" not in text
