@@ -159,7 +159,8 @@ def draw_bars(stats, task, datasets):
     figure, axes = panels(handles, len(datasets))
     for axis, dataset in zip(axes[:, 0], datasets):
         place = ("cells", dataset, task)
-        found = {key[3:]: value for key, value in stats.items() if key[:3] == place and key[4] in METRICS}
+        shown = {key: value for key, value in stats.items() if key[3] in METHODS and key[4] in METRICS}
+        found = {key[3:]: value for key, value in shown.items() if key[:3] == place}
         metrics = [name for name in METRICS if ("Retrain", name) in found]
         retrain, std = np.array([found["Retrain", name][:2] for name in metrics]).T
         axis.axhline(0, **RETRAIN_LINE)
