@@ -202,15 +202,15 @@ def search(folder):
 
 def studies(results_dir):
     """The side studies: folders of cells of their own, a row per method."""
-    rows = []
+    shown, rows = (*METRICS, "RMIA_AUC"), []
     for folder in sorted({path.parents[4] for path in results_dir.glob("*/**/cells/*/*/*/seed*.json")}):
         stats = summary.summarise(summary.read_cells(folder))
         for place in dict.fromkeys(key[:4] for key in stats):
             found = tables.at(stats, place[:3], place[3])
             seeds = max(stat.seeds for stat in found.values())
-            figures = [tables.text(found.get(name), "") for name in METRICS]
+            figures = [tables.text(found.get(name), "") for name in shown]
             rows.append([folder.relative_to(results_dir).as_posix(), *place[1:], str(seeds), *figures])
-    return tables.markdown_table(["Folder", "Data", "Task", "Method", "Seeds", *METRICS], rows, left=4)
+    return tables.markdown_table(["Folder", "Data", "Task", "Method", "Seeds", *shown], rows, left=4)
 
 
 def devices(folder):
