@@ -159,8 +159,7 @@ def draw_bars(stats, task, datasets):
     figure, axes = panels(handles, len(datasets))
     for axis, dataset in zip(axes[:, 0], datasets):
         place = ("cells", dataset, task)
-        shown = {key: value for key, value in stats.items() if key[3] in METHODS and key[4] in METRICS}
-        found = {key[3:]: value for key, value in shown.items() if key[:3] == place}
+        found = {key[3:]: value for key, value in stats.items() if key[:3] == place and key[4] in METRICS}
         metrics = [name for name in METRICS if ("Retrain", name) in found]
         retrain, std = np.array([found["Retrain", name][:2] for name in metrics]).T
         axis.axhline(0, **RETRAIN_LINE)
@@ -174,7 +173,8 @@ def draw_bars(stats, task, datasets):
         axis.grid(False, axis="x")
         set_value_axis(axis, "difference to Retrain\n[points]")
         missing = [method for method in OTHERS if any((method, name) not in found for name in metrics)]
-        set_title(axis, stats, place, [value.seeds for value in found.values()], missing)
+        seeds = [value.seeds for (method, _), value in found.items() if method in METHODS]
+        set_title(axis, stats, place, seeds, missing)
     axis.set_xlabel("metric, with Retrain's value [%]")
     return figure
 

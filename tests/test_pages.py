@@ -146,6 +146,8 @@ def test_the_blocks_are_made_from_the_cells(tmp_path):
     (tmp_path / "device" / "card.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = pages.blocks(tmp_path)
     assert [row[:2] for row in rows(found["main results"])[2:]] == [["Digit", "random10"]]  # there Retrain is
+    all_rows = rows(section(report(tmp_path), "At a glance"))[2:]
+    assert [row[:2] for row in all_rows] == [["Digit", t] for t in ("random10", "class0", "class1")]
     claims = dict(row[:2] for row in rows(found["claims"]))
     assert claims["class0: A_ts_f is 0"] == "1 of 1" and claims["class1, class2: A_ts_f is 0"] == "0 of 1"
     assert claims["28 others"] == "not measured"
