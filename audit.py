@@ -26,7 +26,7 @@ def audit(outputs, dataset, split, references=None, retrain=None):
     retrain : dict, optional
         Retrain's outputs. Without them there is neither JS_f nor churn.
     """
-    found = {}
+    metrics = {}
     y_f, y_test = dataset.train.labels[split.forget].cpu(), dataset.test.labels.cpu()
     others = non_members(split, y_f, y_test)
     if references is not None and others.any() and not others.all():
@@ -35,11 +35,11 @@ def audit(outputs, dataset, split, references=None, retrain=None):
         members = rmia_ratios(probability(outputs["forget"], y_f), known_train[split.forget.cpu()])[unseen]
         tests = rmia_ratios(probability(outputs["test"], y_test), known_test)
         if len(members):
-            found["RMIA_AUC"], found["RMIA_TPR1"] = rmia(members, tests[others], tests[~others])
+            metrics["RMIA_AUC"], metrics["RMIA_TPR1"] = rmia(members, tests[others], tests[~others])
     if retrain is not None:
-        found["JS_f"] = js_divergence(outputs["forget"], retrain["forget"])
-        found["churn"] = 100 * (outputs["test"].argmax(1) != retrain["test"].argmax(1)).double().mean().item()
-    return found
+        metrics["JS_f"] = js_divergence(outputs["forget"], retrain["forget"])
+        metrics["churn"] = 100 * (outputs["test"].argmax(1) != retrain["test"].argmax(1)).double().mean().item()
+    return metrics
 
 
 def probability(log_p, labels):

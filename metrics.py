@@ -123,7 +123,7 @@ def evaluate(model, dataset, split, seed, threads=1):
     test_p, clean_p = predict(model, test), predict(model, train)
     crops = evaluation_crops(dataset, seed)
     train_p = clean_p if crops is None else predict(model, train, crops)
-    found = {
+    metrics = {
         "A_r": accuracy(train_p[split.remain], train.labels[split.remain]),
         "A_f": accuracy(train_p[split.forget], train.labels[split.forget]),
         "A_ts": accuracy(test_p, test.labels),
@@ -131,13 +131,13 @@ def evaluate(model, dataset, split, seed, threads=1):
     if split.forgotten_classes:
         gone = torch.isin(test.labels, torch.tensor(split.forgotten_classes, device=test.device))
         both = {"A_ts_r": ~gone, "A_ts_f": gone}
-        found |= {name: accuracy(test_p[some], test.labels[some]) for name, some in both.items() if some.any()}
-    found["MIA"] = attack_accuracy(train_p, test_p, split, seed, threads)
+        metrics |= {name: accuracy(test_p[some], test.labels[some]) for name, some in both.items() if some.any()}
+    metrics["MIA"] = attack_accuracy(train_p, test_p, split, seed, threads)
     if dataset.published_protocol:
-        found["A_r_clean"] = accuracy(clean_p[split.remain], train.labels[split.remain])
-        found["A_f_clean"] = accuracy(clean_p[split.forget], train.labels[split.forget])
+        metrics["A_r_clean"] = accuracy(clean_p[split.remain], train.labels[split.remain])
+        metrics["A_f_clean"] = accuracy(clean_p[split.forget], train.labels[split.forget])
     outputs = {"forget": clean_p[split.forget], "test": test_p}
-    return found, {name: p.log().half().cpu() for name, p in outputs.items()}
+    return metrics, {name: p.log().half().cpu() for name, p in outputs.items()}
 
 
 def gap(ours, retrain):

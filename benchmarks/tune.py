@@ -207,7 +207,7 @@ def score(plans, runs):
     ours, retrain, original = ([metrics_of(plans, one, method) for one in runs] for method in (None, *REFERENCES))
     if not all(ours):
         return -1.0
-    done = effect(*(pd.DataFrame(found).mean() for found in (ours, retrain, original)))
+    done = effect(*(pd.DataFrame(metrics).mean() for metrics in (ours, retrain, original)))
     return min(map(tug_of_war, ours, retrain)) if done == 1 else done - 1
 
 
@@ -279,9 +279,9 @@ def table_row(plans, task, method, number, point, seed):
     first, retrain = (
         plans[0].records[trial(plans[0], task, *place)] for place in ((method, seed, number), ("Retrain", seed))
     )
-    found = {name: first["metrics"].get(name, math.nan) for name in (*retrain["metrics"], "changed_f")}
+    metrics = {name: first["metrics"].get(name, math.nan) for name in (*retrain["metrics"], "changed_f")}
     ranked_by = {"method": method, "trial": number, "runs": len(runs), "score": score(plans, runs)}
-    return ranked_by | found | {"time/Retrain": first["time_s"] / retrain["time_s"]} | point
+    return ranked_by | metrics | {"time/Retrain": first["time_s"] / retrain["time_s"]} | point
 
 
 if __name__ == "__main__":

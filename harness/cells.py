@@ -241,9 +241,9 @@ def run_cell(cell, spec, dataset, f_o_state, prepared=None, partial=None, progre
         with in_precision(spec):
             f, seconds = timed(METHODS[spec["method"]].unlearn, f, split, chosen)
         so_far = split.so_far()
-        metrics, found = evaluate(f, dataset, so_far, cell.seed, spec["threads"])
+        metrics, output = evaluate(f, dataset, so_far, cell.seed, spec["threads"])
         requests.append({"metrics": metrics, "attacked": attacked(so_far, len(dataset.test)), "time_s": seconds})
-        outputs.append(found)
+        outputs.append(output)
 
     total = sum(request["time_s"] for request in requests)
     record = {**names(cell), **requests[-1], "time_s": total, "config": spec, **circumstances(spec, jobs)}
@@ -281,12 +281,12 @@ def run_audit(cell, spec, dataset, outputs, retrain=None, references=None, earli
     """
     splits = [split.so_far() for split in make_splits(dataset, cell.task, cell.seed)]
     compared = zip(outputs, splits, retrain or [None] * len(splits))
-    found = [audit(own, dataset, split, references, theirs) for own, split, theirs in compared]
+    audits = [audit(own, dataset, split, references, theirs) for own, split, theirs in compared]
     if earlier:
         spec = earlier["config"] | spec
-        found = [old["metrics"] | new for old, new in zip(earlier.get("requests", [earlier]), found)]
-    requests = [{"metrics": metrics} for metrics in found]
-    return {**names(cell), **requests[-1], **({"requests": requests} if len(found) > 1 else {}), "config": spec}
+        audits = [old["metrics"] | new for old, new in zip(earlier.get("requests", [earlier]), audits)]
+    requests = [{"metrics": metrics} for metrics in audits]
+    return {**names(cell), **requests[-1], **({"requests": requests} if len(audits) > 1 else {}), "config": spec}
 
 
 def run_relearning(cell, spec, dataset, stored, progress=False):
@@ -334,8 +334,8 @@ def device_name(device):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return found[0] if found else platform.machine()
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
 
 
 def provenance(config, program="main.py"):

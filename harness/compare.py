@@ -110,18 +110,20 @@ def compare(
         text = f"MIA attacks {few} samples: it, RMIA and gap are noise, ± {attack_error(few):.0f} points"
         warnings.warn(text, stacklevel=4)
 
-    found, unlearned, outputs = {}, {}, {}
+    metrics, unlearned, outputs = {}, {}, {}
     for name in sorted(methods, key=lambda name: name != "Retrain"):
         f_u, seconds = run(name, f_o, split, dataset, settings(rows[name], seed=seed, progress=progress))
-        found[name], outputs[name] = evaluate(f_u, dataset, split, seed)
+        metrics[name], outputs[name] = evaluate(f_u, dataset, split, seed)
         retrain = outputs.get("Retrain") if name != "Retrain" else None
-        found[name] |= audit(outputs[name], dataset, split, seen, retrain)
+        metrics[name] |= audit(outputs[name], dataset, split, seen, retrain)
         if retrain:
-            found[name] |= {measure.__name__: measure(found[name], found["Retrain"]) for measure in (gap, tug_of_war)}
-        found[name]["time_s"] = seconds
+            metrics[name] |= {
+                measure.__name__: measure(metrics[name], metrics["Retrain"]) for measure in (gap, tug_of_war)
+            }
+        metrics[name]["time_s"] = seconds
         f_u = f_u.model if isinstance(f_u, models.Represented) else f_u
         unlearned[name] = f_u.to(memory_format=torch.contiguous_format)  # safetensors takes no other
-    table = pd.DataFrame.from_dict({name: found[name] for name in methods}, orient="index")
+    table = pd.DataFrame.from_dict({name: metrics[name] for name in methods}, orient="index")
     table = table[[name for name in COLUMNS if name in table]].rename(columns={"tug_of_war": "ToW"})
     return Comparison(table.round(3), {name: unlearned[name] for name in methods})
 
@@ -224,10 +226,10 @@ def chosen(forget, classes, labels):
         return torch.isin(labels, wanted).nonzero()[:, 0]
     mask = torch.as_tensor(forget) if isinstance(forget, (torch.Tensor, np.ndarray)) else None
     if mask is None or mask.dtype != torch.bool:
-        found = positions(forget, labels.device)
-        bad = found[(found < 0) | (found >= len(labels))]
+        index = positions(forget, labels.device)
+        bad = index[(index < 0) | (index >= len(labels))]
         require(not len(bad), lambda: f"there is no training sample {int(bad[0])}, only 0 to {len(labels) - 1}")
-        return found
+        return index
     fits = f"the mask of what to forget is {tuple(mask.shape)}; there are {len(labels)} training samples"
     require(mask.shape == labels.shape, fits)
     return mask.to(labels.device).nonzero()[:, 0]
@@ -235,7 +237,7 @@ def chosen(forget, classes, labels):
 
 def trained_references(count, dataset, seed, training, progress):
     """So many models, every second one on a random half of the training set, the next on the other half."""
-    found, size = [], len(dataset.train)
+    references, size = [], len(dataset.train)
     for k in range(count):
         order = torch.randperm(size, generator=generator(seed, "reference", k // 2)).to(dataset.train.device)
         half = order[: size // 2] if k % 2 == 0 else order[size // 2 :]
@@ -243,5 +245,5 @@ def trained_references(count, dataset, seed, training, progress):
         model = models.build(dataset.model, len(dataset.classes), weights, half.device)
         given = {"epochs": training["retrain_epochs"], "lr": training["lr"], "batch_size": 32, "progress": progress}
         learn(model, dataset.train, half, **given, rng=generator(seed, "reference", k, "order"), label="reference")
-        found.append((model, half))
-    return found
+        references.append((model, half))
+    return references

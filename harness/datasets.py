@@ -50,11 +50,11 @@ def _load(name, root, image_size, progress):
         return _optdigits()
     tree = root / name
     if name in TORCHVISION:
-        found = _torchvision(name, root, download=False)
-        if found is None and not (tree / "train").is_dir():
-            found = _torchvision(name, root, download=True)
-        if found is not None:
-            return _built_in(name, *found, image_size)
+        parts = _torchvision(name, root, download=False)
+        if parts is None and not (tree / "train").is_dir():
+            parts = _torchvision(name, root, download=True)
+        if parts is not None:
+            return _built_in(name, *parts, image_size)
     if (root / f"{name}.npz").is_file():
         return _from_images(name, *_arrays(root / f"{name}.npz"), image_size, progress)
     if tree.is_dir():
@@ -106,8 +106,8 @@ def _built_in(name, train, test, image_size):
         for part, count in ((train, 60_000), (test, 10_000)):
             shape, labels = tuple(part.data.shape), len(part.targets)
             if (*shape, labels) != (count, 28, 28, count):
-                found = f"{shape} images and {labels} labels instead of {count}"
-                raise UserError(f"{name}: {part.raw_folder} is damaged: {found}; delete it to download it again")
+                held = f"{shape} images and {labels} labels instead of {count}"
+                raise UserError(f"{name}: {part.raw_folder} is damaged: {held}; delete it to download it again")
         parts = [Images(part.data[:, None], part.targets.long()) for part in (train, test)]
         return Dataset(name, "CNN", *parts, tuple(train.classes))
     parts = [(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), part.targets) for part in (train, test)]
@@ -125,12 +125,12 @@ def _arrays(path):
     names = ("x_train", "y_train", "x_test", "y_test")
     unreadable = explained(f"{path} cannot be read", OSError, ValueError, zipfile.BadZipFile)
     with unreadable, np.load(path, allow_pickle=False) as stored:
-        found = {name: stored[name] for name in names if name in stored}
-    lost = [name for name in names if name not in found]
+        arrays = {name: stored[name] for name in names if name in stored}
+    lost = [name for name in names if name not in arrays]
     require(not lost, lambda: f"{path} has no {lost[0]}; it must hold {', '.join(names)}")
     parts = {}
     for part in ("train", "test"):
-        x, y = found[f"x_{part}"], found[f"y_{part}"].reshape(-1)
+        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"].reshape(-1)
         if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[3] not in (1, 3):
             x = x.transpose(0, 2, 3, 1)
         if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)):
@@ -239,14 +239,14 @@ def _listings(name, tree):
     def listing(folder):
         refuse_loops(name, folder)
         with explained(name, FileNotFoundError):
-            found = VisibleFolders(folder)
-        broken = [path for path, _ in found.samples if not os.path.isfile(path)]
+            listed = VisibleFolders(folder)
+        broken = [path for path, _ in listed.samples if not os.path.isfile(path)]
         require(not broken, lambda: f"{name}: {broken[0]} is no file: a link to nothing, or a pipe")
-        images = {path for path, _ in found.samples}
+        images = {path for path, _ in listed.samples}
         skipped = [path for path in map(str, folder.rglob("*")) if path not in images and os.path.isfile(path)]
         if skipped:
             print(f"{name}: {len(skipped)} files are skipped, no images in a class's folder, such as {min(skipped)}")
-        return found
+        return listed
 
     there = [part for part in ("train", "test", "val") if (tree / part).is_dir()]
     if not there:
@@ -292,7 +292,7 @@ def _cached_pixels(name, tree, listings, image_size, progress):
 
 def _decode(name, sources, image_size, progress):
     """{"train": uint8 (N, C, side, side), "test": ...} of images of PIL or paths to them."""
-    samples = [(part, source) for part, found in sources.items() for source in found]
+    samples = [(part, source) for part, part_sources in sources.items() for source in part_sources]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without holding Python's lock
         headers = list(pool.map(lambda sample: _open(sample[1], header_only=True), samples))
         gray = all(mode in ("1", "L", "LA") for mode, _ in headers)

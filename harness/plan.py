@@ -204,8 +204,8 @@ class Plan:
                 self.f_o = cells.take_checkpoint(self.dataset, self.pretrained_spec, self.config.checkpoint)
             else:
                 self.f_o = self.make_once(cells.pretrain, {"pretrained": (self.pretrained_spec, {})})["pretrained"]
-            found = {part: f"{value:.2f} % ({part})" for part, value in self.f_o["accuracy"].items()}
-            print(f"{self.dataset.name}: pre-unlearning model, accuracy {', '.join(found.values())}")
+            accuracies = {part: f"{value:.2f} % ({part})" for part, value in self.f_o["accuracy"].items()}
+            print(f"{self.dataset.name}: pre-unlearning model, accuracy {', '.join(accuracies.values())}")
         references, row = self.shards("SISA")
         if auditing:
             self.references = load_or_set_aside(self.checkpoint_path("references", references), read_tensors)
@@ -319,7 +319,7 @@ class Plan:
             missing = [cell for cell in group if cell in todo and cell not in self.unlike]
             missing = [f"{cell.seed}{' (its model or outputs)' if cell in self.records else ''}" for cell in missing]
             unlike = [f"{cell.seed} ({', '.join(self.unlike[cell])})" for cell in group if cell in self.unlike]
-            done, missing, unlike = (" ".join(found) or "-" for found in (done, missing, unlike))
+            done, missing, unlike = (" ".join(seeds) or "-" for seeds in (done, missing, unlike))
             seconds = self.last_time(group[0])
             rows.append([*place, done, missing, "-" if seconds is None else f"{seconds:.1f}", unlike])
         columns = ["tree", "task", "method", "seeds done", "seeds missing", "seconds", "other configuration"]
@@ -362,11 +362,11 @@ class Plan:
 
 def differences(old, new):
     """ "name: old -> new" for every entry in which two specifications differ, nested ones by their inner names."""
-    found = []
+    changes = []
     for name in sorted(old.keys() | new.keys()):
         before, after = old.get(name), new.get(name)
         if isinstance(before, dict) and isinstance(after, dict):
-            found += differences(before, after)
+            changes += differences(before, after)
         elif before != after:
-            found.append(f"{name}: {before} -> {after}")
-    return found
+            changes.append(f"{name}: {before} -> {after}")
+    return changes

@@ -51,13 +51,13 @@ def positions(values, device):
     """Whole numbers of any kind, in a list, an array or a tensor, as a LongTensor, (n,)."""
     must = f"what to forget must be whole numbers, and is a {type(values).__name__}"
     with explained(must, TypeError, ValueError, RuntimeError):
-        found = torch.as_tensor(list(values) if isinstance(values, (range, set, tuple)) else values, device=device)
-    found = found if found.numel() else found.long()  # torch makes floats of an empty list
+        index = torch.as_tensor(list(values) if isinstance(values, (range, set, tuple)) else values, device=device)
+    index = index if index.numel() else index.long()  # torch makes floats of an empty list
     require(
-        found.dim() == 1 and is_whole(found),
-        f"what to forget is {found.dtype} of {tuple(found.shape)}; it must be whole numbers, (n,)",
+        index.dim() == 1 and is_whole(index),
+        f"what to forget is {index.dtype} of {tuple(index.shape)}; it must be whole numbers, (n,)",
     )
-    return found.long()
+    return index.long()
 
 
 def read_samples(samples, name, progress):
@@ -150,8 +150,8 @@ def packed(parts, inputs):
 
     def unpack(batch):
         cut = zip(known.items(), batch.split(sizes, 1))
-        found = {key: part.view(-1, *shape).to(dtype) for (key, (shape, dtype)), part in cut}
-        return found if isinstance(parts["train"], dict) else list(found.values())
+        inputs = {key: part.view(-1, *shape).to(dtype) for (key, (shape, dtype)), part in cut}
+        return inputs if isinstance(parts["train"], dict) else list(inputs.values())
 
     joined = {
         name: torch.cat([parts_of(x)[key].reshape(len(parts_of(x)[key]), -1).long() for key in known], 1)

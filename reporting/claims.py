@@ -58,8 +58,8 @@ def placed(values, direction, at_most, passed_over, remark):
 
 
 def those(passed_over, values):
-    found = [f"{method} ({why})" for method, why in passed_over.items() if method in values]
-    return f"; passed over: {', '.join(found)}" if found else ""
+    names = [f"{method} ({why})" for method, why in passed_over.items() if method in values]
+    return f"; passed over: {', '.join(names)}" if names else ""
 
 
 def first_variant(variant, metric, direction):
@@ -71,9 +71,9 @@ def first_variant(variant, metric, direction):
         if None in values.values():
             return None
         passed = {name: why for name, why in passed_over.items() if name != variant}
-        found = costs({name: value for name, value in values.items() if name not in passed}, direction)
+        cost = costs({name: value for name, value in values.items() if name not in passed}, direction)
         figures = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
-        return found[variant] == min(found.values()), figures + those(passed, values)
+        return cost[variant] == min(cost.values()), figures + those(passed, values)
 
     return check
 
@@ -152,10 +152,10 @@ MIA_CLAIMS = (  # tasks, CaMU's place, the paper's value
 
 def standing(values, direction):
     """CaMU's rank and a text that names it and the first; methods that are equal at two decimals share a rank."""
-    found = costs(values, direction)
-    rank, first = 1 + sum(cost < found["CaMU"] for cost in found.values()), min(found, key=found.get)
+    cost = costs(values, direction)
+    rank, first = 1 + sum(other < cost["CaMU"] for other in cost.values()), min(cost, key=cost.get)
     leader = "" if rank == 1 else f"; first: {first} {values[first]:.2f}"
-    return rank, f"{values['CaMU']:.2f}, {ORDINALS[rank - 1]} of {len(found)}{leader}"
+    return rank, f"{values['CaMU']:.2f}, {ORDINALS[rank - 1]} of {len(cost)}{leader}"
 
 
 def answers(cells):
@@ -187,19 +187,19 @@ def answers(cells):
 
 def mean_of(stats, place, method, metric, task=None):
     """A mean of a (tree, data set, task), or of another task there; None without it."""
-    found = stats.get((*place[:2], task or place[2], method, metric))
-    return found.mean if found else None
+    stat = stats.get((*place[:2], task or place[2], method, metric))
+    return stat.mean if stat else None
 
 
 def passed_over(stats, place):
     """The methods that no ranking counts at a (tree, data set, task), with the reason."""
-    trees, found = (place[0], place[0] if place[0] == "ablation" else "cells"), {}
+    trees, reasons = (place[0], place[0] if place[0] == "ablation" else "cells"), {}
     for method in VARIANTS if place[0] == "ablation" else paper_methods():
         if any(is_lost(stats, (tree, *place[1:]), method) for tree in trees):
-            found[method] = "model lost"
+            reasons[method] = "model lost"
         elif method != "Retrain" and forgot_nothing(stats, (trees[1], *place[1:]), method):
-            found[method] = "nothing forgotten"
-    return found
+            reasons[method] = "nothing forgotten"
+    return reasons
 
 
 def mia_answer(stats, tasks, at_most, published):

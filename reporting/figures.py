@@ -107,16 +107,16 @@ def draw_gap_time(stats, task, datasets):
     is not the paper's has those of the plain run where there are no others, and its title says so. `stats` is from
     `summarise`.
     """
-    points = {place: found for place, found in (gap_and_ratio(stats, name, task) for name in datasets) if found}
+    points = {place: pairs for place, pairs in (gap_and_ratio(stats, name, task) for name in datasets) if pairs}
     if not points:
         return None
     handles = {"Retrain": Line2D([], [], **RETRAIN_LINE, linestyle="", marker="|", markersize=9)}
-    methods = [method for method in OTHERS if any(method in found for found in points.values())]
+    methods = [method for method in OTHERS if any(method in pairs for pairs in points.values())]
     looks = {m: ORIGINAL_LINE if m == "Original" else style(m, 7, "40", linestyle="") for m in methods}
     handles |= {m: Line2D([], [], **look) for m, look in looks.items()}
     figure, axes = panels(handles, len(points), sharex=True)
-    for axis, (place, found) in zip(axes[:, 0], points.items()):
-        for method, (gap, ratio) in found.items():
+    for axis, (place, pairs) in zip(axes[:, 0], points.items()):
+        for method, (gap, ratio) in pairs.items():
             if method == "Original":  # it takes no time
                 axis.axhline(gap.mean, **ORIGINAL_LINE, zorder=1)
                 continue
@@ -124,9 +124,9 @@ def draw_gap_time(stats, task, datasets):
             axis.plot(ratio.mean, gap.mean, **style(method, 7, "40", linestyle=""), label=method)
         axis.axvline(1, **RETRAIN_LINE, zorder=1)
         set_value_axis(axis, "gap to Retrain [points]")
-        seeds = [value.seeds for pair in found.values() for value in pair]
+        seeds = [value.seeds for pair in pairs.values() for value in pair]
         note = "" if place[0] == "efficiency" else ", times of the plain run"
-        set_title(axis, stats, place, seeds, set(OTHERS) - set(found), note)
+        set_title(axis, stats, place, seeds, set(OTHERS) - set(pairs), note)
     axis.set(xscale="log", xlabel="time ÷ Retrain's time, log scale", xmargin=0.08)
     subs = (1, 2, 5) if axis.get_xlim()[0] > 0.001 else (1,)
     axis.xaxis.set(major_locator=LogLocator(subs=subs), major_formatter="{x:g}", minor_locator=NullLocator())
@@ -159,21 +159,21 @@ def draw_bars(stats, task, datasets):
     figure, axes = panels(handles, len(datasets))
     for axis, dataset in zip(axes[:, 0], datasets):
         place = ("cells", dataset, task)
-        found = {key[3:]: value for key, value in stats.items() if key[:3] == place and key[4] in METRICS}
-        metrics = [name for name in METRICS if ("Retrain", name) in found]
-        retrain, std = np.array([found["Retrain", name][:2] for name in metrics]).T
+        values = {key[3:]: value for key, value in stats.items() if key[:3] == place and key[4] in METRICS}
+        metrics = [name for name in METRICS if ("Retrain", name) in values]
+        retrain, std = np.array([values["Retrain", name][:2] for name in metrics]).T
         axis.axhline(0, **RETRAIN_LINE)
         axis.bar(range(len(metrics)), 2 * std, 0.92, -std, **RETRAIN_BAND, label="Retrain")
         for i, method in enumerate(OTHERS):
             x = np.arange(len(metrics)) + 0.9 * ((i + 0.5) / len(OTHERS) - 0.5)
-            mean, std = np.array([found.get((method, name), (np.nan, np.nan))[:2] for name in metrics]).T
+            mean, std = np.array([values.get((method, name), (np.nan, np.nan))[:2] for name in metrics]).T
             axis.bar(x, mean - retrain, 0.3 / len(OTHERS), color=COLOURS[method], label=method)
             axis.errorbar(x, mean - retrain, std, **style(method, 3, linestyle=""), ecolor="#444444", elinewidth=0.6)
         axis.set_xticks(range(len(metrics)), [f"{name}\n{value:.1f}" for name, value in zip(metrics, retrain)])
         axis.grid(False, axis="x")
         set_value_axis(axis, "difference to Retrain\n[points]")
-        missing = [method for method in OTHERS if any((method, name) not in found for name in metrics)]
-        seeds = [value.seeds for (method, _), value in found.items() if method in METHODS]
+        missing = [method for method in OTHERS if any((method, name) not in values for name in metrics)]
+        seeds = [value.seeds for (method, _), value in values.items() if method in METHODS]
         set_title(axis, stats, place, seeds, missing)
     axis.set_xlabel("metric, with Retrain's value [%]")
     return figure
@@ -189,18 +189,16 @@ def draw_audit(stats, task, datasets):
     figure, axes = panels(handles, len(datasets))
     for axis, dataset in zip(axes[:, 0], datasets):
         place = ("cells", dataset, task)
-        found = {m: stats[*place, m, "RMIA_AUC"] for m in METHODS if (*place, m, "RMIA_AUC") in stats}
-        retrain, methods = found["Retrain"], [method for method in found if method not in REFERENCES]
+        auc = {m: stats[*place, m, "RMIA_AUC"] for m in METHODS if (*place, m, "RMIA_AUC") in stats}
+        retrain, methods = auc["Retrain"], [method for method in auc if method not in REFERENCES]
         axis.axvspan(retrain.mean - retrain.std, retrain.mean + retrain.std, **RETRAIN_BAND, linewidth=0)
         axis.axvline(retrain.mean, **RETRAIN_LINE)
-        if "Original" in found:
-            axis.axvline(found["Original"].mean, **ORIGINAL_LINE)
+        if "Original" in auc:
+            axis.axvline(auc["Original"].mean, **ORIGINAL_LINE)
         for row, method in enumerate(methods):
-            axis.errorbar(
-                found[method].mean, row, xerr=found[method].std, **style(method, 4, linestyle=""), label=method
-            )
+            axis.errorbar(auc[method].mean, row, xerr=auc[method].std, **style(method, 4, linestyle=""), label=method)
         axis.set(yticks=range(len(methods)), yticklabels=methods, ylim=(len(methods) - 0.5, -0.5))
-        set_title(axis, stats, place, [stat.seeds for stat in found.values()], set(METHODS) - set(found))
+        set_title(axis, stats, place, [stat.seeds for stat in auc.values()], set(METHODS) - set(auc))
     axes[-1, 0].set_xlabel("RMIA_AUC [%]")
     return figure
 

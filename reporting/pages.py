@@ -79,11 +79,11 @@ def report(cells, figures):
         table = tables.paper_table(stats, paper, name, datasets)
         if table:
             what = "membership inference" if metrics == ("MIA",) else TITLES[tree]
-            found = cells[cells.task.isin(tasks) & cells.dataset.isin(datasets) & (cells.tree == tree)]
-            tasks = in_order(set(found.task), PAPER_TASKS)
+            its_cells = cells[cells.task.isin(tasks) & cells.dataset.isin(datasets) & (cells.tree == tree)]
+            tasks = in_order(set(its_cells.task), PAPER_TASKS)
             parts += [f"## {name}: {what}, {', '.join(tasks)}", table, REMARKS.get(name, "")]
-            timed = sorted(set(found.conditions) - {""}) if tree == "efficiency" else []
-            parts += [f"Measured on: {'; '.join(timed)}." if timed else "", made_by(found)]
+            timed = sorted(set(its_cells.conditions) - {""}) if tree == "efficiency" else []
+            parts += [f"Measured on: {'; '.join(timed)}." if timed else "", made_by(its_cells)]
     parts += [text for name in PICTURES for text in pictures(name, figures)]
     for dataset, task in sorted({*zip(cells.dataset, cells.task)}):
         if dataset not in PAPER_DATASETS or task not in PAPER_TASKS:
@@ -123,8 +123,8 @@ def started_from(cells):
     models = {}
     for dataset, f_o in zip(known.dataset, known.f_o):
         models.setdefault(dataset, set()).add(f"{f_o['digest']} ({f_o['accuracy']['test']:.2f} %)")
-    several = [dataset for dataset, found in models.items() if len(found) > 1]
-    text = "; ".join(f"{dataset} {', '.join(sorted(found))}" for dataset, found in models.items())
+    several = [dataset for dataset, digests in models.items() if len(digests) > 1]
+    text = "; ".join(f"{dataset} {', '.join(sorted(digests))}" for dataset, digests in models.items())
     warning = f" **Not one model alone**: {', '.join(several)}." if several else ""
     return f"Pre-unlearning models (accuracy on the test set): {text}.{warning}" if text else ""
 
@@ -139,18 +139,18 @@ def pictures(name, figures):
 
 def other_section(dataset, task, cells, stats):
     """Everything there is of a data set and task that the paper does not have."""
-    found = cells[(cells.dataset == dataset) & (cells.task == task)]
-    for tree in in_order(set(found.tree), TREES):
+    its_cells = cells[(cells.dataset == dataset) & (cells.task == task)]
+    for tree in in_order(set(its_cells.tree), TREES):
         place = (tree, dataset, task)
         methods = in_order({key[3] for key in stats if key[:3] == place}, tables.ROWS)
         rows = tables.metric_rows(stats, place, tables.measured_metrics(stats, place), methods)
         title = f"## Not in the paper: {dataset}, {task} ({tree})"
-        yield from [title, tables.stats_table(rows, methods), made_by(found[found.tree == tree])]
+        yield from [title, tables.stats_table(rows, methods), made_by(its_cells[its_cells.tree == tree])]
 
 
 def made_with(cells):
     """The versions and machines behind the cells, and which tables mix machines or settings."""
-    made = cells.versions.map(lambda found: ", ".join(f"{name} {value}" for name, value in found.items()))
+    made = cells.versions.map(lambda versions: ", ".join(f"{name} {value}" for name, value in versions.items()))
     apart = ("seed", "forget_set", "method", "hyperparameters", "weights")
     common = [
         json.dumps({k: v for k, v in config.items() if k not in apart}, sort_keys=True) for config in cells.config
@@ -181,21 +181,21 @@ def blocks(results_dir):
 
 def claims_by_place(cells):
     """In how many places each claim holds that is measured somewhere, and how many are not."""
-    found = {}
+    by_claim = {}
     for claim, _, holds, _ in claims.answers(cells):
-        found.setdefault(claim, []).extend([] if holds is None else [holds])
-    rows = [[claim, f"{sum(answers)} of {len(answers)}"] for claim, answers in found.items() if answers]
-    rows.append([f"{len(found) - len(rows)} others", "not measured"])
+        by_claim.setdefault(claim, []).extend([] if holds is None else [holds])
+    rows = [[claim, f"{sum(answers)} of {len(answers)}"] for claim, answers in by_claim.items() if answers]
+    rows.append([f"{len(by_claim) - len(rows)} others", "not measured"])
     return tables.markdown_table(["Claim", "Holds in"], rows, left=2)
 
 
 def search(folder):
     """The worst ToW of the best setting found ("none": none counts) and its number of runs, by data set and task."""
     best = {path.stem: pd.read_csv(path).groupby("method").first() for path in sorted(folder.glob("*.csv"))}
-    methods = in_order({method for found in best.values() for method in found.index}, tables.ROWS)
+    methods = in_order({method for won in best.values() for method in won.index}, tables.ROWS)
     rows = []
-    for name, found in best.items():
-        shown = {m: f"{found.score[m]:.4f} ({found.runs[m]})" if found.score[m] > 0 else "none" for m in found.index}
+    for name, won in best.items():
+        shown = {m: f"{won.score[m]:.4f} ({won.runs[m]})" if won.score[m] > 0 else "none" for m in won.index}
         rows.append([*name.split("-"), *(shown.get(method, "–") for method in methods)])
     return tables.markdown_table(["Data", "Task", *methods], rows, left=2)
 
@@ -206,9 +206,9 @@ def studies(results_dir):
     for folder in sorted({path.parents[4] for path in results_dir.glob("*/**/cells/*/*/*/seed*.json")}):
         stats = summary.summarise(summary.read_cells(folder))
         for place in dict.fromkeys(key[:4] for key in stats):
-            found = tables.at(stats, place[:3], place[3])
-            seeds = max(stat.seeds for stat in found.values())
-            figures = [tables.text(found.get(name), "") for name in shown]
+            values = tables.at(stats, place[:3], place[3])
+            seeds = max(stat.seeds for stat in values.values())
+            figures = [tables.text(values.get(name), "") for name in shown]
             rows.append([folder.relative_to(results_dir).as_posix(), *place[1:], str(seeds), *figures])
     return tables.markdown_table(["Folder", "Data", "Task", "Method", "Seeds", *shown], rows, left=4)
 
@@ -233,17 +233,17 @@ def rate_name(line):
     return f"{line['model']}, {line['precision']}, {line['way']}"
 
 
-def fill(path, found):
+def fill(path, blocks):
     """Write the generated blocks of a page anew, by their names; a UserError if it has none or an unknown one."""
     with explained(f"--pages {path}", OSError, ValueError):
         page = bytes_of(path).decode()
     names = re.findall(r"<!-- generated: (.*?) -->", page)
-    unknown = [name for name in names if name not in found or f"<!-- end of {name} -->" not in page]
+    unknown = [name for name in names if name not in blocks or f"<!-- end of {name} -->" not in page]
     require(
         names and not unknown,
-        f"--pages {path}: no generated block, or no end of {unknown}; there are {', '.join(found)}",
+        f"--pages {path}: no generated block, or no end of {unknown}; there are {', '.join(blocks)}",
     )
     for name in names:
         old = re.escape(f"<!-- generated: {name} -->") + ".*?" + re.escape(f"<!-- end of {name} -->")
-        page = re.sub(old, lambda _, name=name: BLOCK.format(name, found[name]), page, flags=re.DOTALL)
+        page = re.sub(old, lambda _, name=name: BLOCK.format(name, blocks[name]), page, flags=re.DOTALL)
     save_atomically(path, page.encode())

@@ -88,12 +88,12 @@ def frame(rows):
 def audited(row, audits, keys):
     """The audit's metrics of a cell's row, unless it, or the Retrain that it was compared with, has been made anew."""
     dataset, task, method, seed = (row[name] for name in CELL)
-    found = audits.get((dataset, task, method, seed), {"config": {}})
-    if row["tree"] not in ("cells", "ablation") or found["config"].get("cell") != keys[dataset, task, method, seed]:
+    audited = audits.get((dataset, task, method, seed), {"config": {}})
+    if row["tree"] not in ("cells", "ablation") or audited["config"].get("cell") != keys[dataset, task, method, seed]:
         return {}
     retrain = keys.get((dataset, task, "Retrain", seed))
-    current = AUDIT if found["config"].get("retrain") == retrain else AUDIT[:2]
-    return {name: found[name] for name in current if name in found}
+    current = AUDIT if audited["config"].get("retrain") == retrain else AUDIT[:2]
+    return {name: audited[name] for name in current if name in audited}
 
 
 def rows_of(tree, record):
@@ -141,11 +141,11 @@ def summarise(cells):
         group = group.assign(time_s=group.time_s.where(group.conditions == conditions)).set_index("seed")
         retrain = group[group.method == "Retrain"]
         for method, rows in group.groupby("method", sort=False):
-            found = {name: stat(rows[name].dropna()) for name in (*MEASURED, "time_s")}
+            values = {name: stat(rows[name].dropna()) for name in (*MEASURED, "time_s")}
             if method != "Retrain":
-                found |= distances(rows, retrain)
-            found["ratio"] = time_ratio(rows, retrain if conditions else retrain[:0])
-            stats |= {(*place, method, name): value for name, value in found.items() if value.seeds}
+                values |= distances(rows, retrain)
+            values["ratio"] = time_ratio(rows, retrain if conditions else retrain[:0])
+            stats |= {(*place, method, name): value for name, value in values.items() if value.seeds}
     return stats
 
 
@@ -163,8 +163,8 @@ def distances(cells, retrain):
     ours, theirs = ours.loc[seeds], theirs.loc[seeds]
     tow = stat(pd.Series([tug_of_war(ours.loc[seed], theirs.loc[seed]) for seed in seeds]))
     ours, theirs = ours.mean(), theirs.mean()
-    found = {"gap": gap(ours, theirs), "MIA_diff": float(abs(ours["MIA"] - theirs["MIA"]))}
-    return {name: Stat(value, math.nan, len(seeds)) for name, value in found.items()} | {"ToW": tow}
+    differences = {"gap": gap(ours, theirs), "MIA_diff": float(abs(ours["MIA"] - theirs["MIA"]))}
+    return {name: Stat(value, math.nan, len(seeds)) for name, value in differences.items()} | {"ToW": tow}
 
 
 def time_ratio(cells, retrain):
@@ -193,8 +193,8 @@ def on_common_seeds(cells):
 def mean_mia_difference(stats, pairs, method):
     """MIA_diff over those (dataset, task) for which it is there, and their number; None without any."""
     keys = [("cells", *pair, method, "MIA_diff") for pair in pairs]
-    found = [stats[key].mean for key in keys if key in stats]
-    return (sum(found) / len(found), len(found)) if found else None
+    means = [stats[key].mean for key in keys if key in stats]
+    return (sum(means) / len(means), len(means)) if means else None
 
 
 def relearning_curves(cells):
@@ -219,8 +219,8 @@ def is_lost(stats, place, method):
 
 def forgot_nothing(stats, place, method):
     """Whether a method has moved A_f by less than counts (see `moved`) at a (tree, dataset, task)."""
-    found = [stats.get((*place, m, "A_f")) for m in (method, "Original", "Retrain")]
-    return None not in found and moved(*(stat.mean for stat in found)) < 1
+    accuracies = [stats.get((*place, m, "A_f")) for m in (method, "Original", "Retrain")]
+    return None not in accuracies and moved(*(stat.mean for stat in accuracies)) < 1
 
 
 def moved(a_f, original, retrain):
@@ -257,12 +257,12 @@ def rank(values, metric, lost=()):
 
     Retrain, Original and methods that have lost their model are passed over. With fewer than two left, none is marked.
     """
-    there = {m: value for m, value in values.items() if m not in lost}
-    found = costs(there, DIRECTIONS.get(metric, "↓"), DECIMALS.get(metric, 2))
-    if len(found) < 2:
+    ranked = {m: value for m, value in values.items() if m not in lost}
+    cost = costs(ranked, DIRECTIONS.get(metric, "↓"), DECIMALS.get(metric, 2))
+    if len(cost) < 2:
         return {}
-    best = sorted(set(found.values()))[:2]
-    return {method: best.index(cost) + 1 for method, cost in found.items() if cost in best}
+    best = sorted(set(cost.values()))[:2]
+    return {method: best.index(own) + 1 for method, own in cost.items() if own in best}
 
 
 def read_paper_values(path=PAPER_VALUES):

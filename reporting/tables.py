@@ -58,12 +58,12 @@ def terminal_table(stats, place):
     shown = [name for name in measured if name not in left_out]
     words = ["forgets"] if "A_r" in retrain else []
     rows = [["", *({"ratio": "time", "RMIA_AUC": "RMIA"}.get(name, name) for name in shown), *words]]
-    for method, found in by_method.items():
+    for method, values in by_method.items():
         noisy = summary.NOISY if few_samples(stats, place) else ()
-        numbers = ["noise" if name in noisy else text(found.get(name), "-").replace(" ", "") for name in shown]
+        numbers = ["noise" if name in noisy else text(values.get(name), "-").replace(" ", "") for name in shown]
         rows.append([method, *numbers, *(forgets(stats, place, method) for _ in words)])
     widths = [max(map(len, column)) for column in zip(*rows)]
-    seeds = max(stat.seeds for found in by_method.values() for stat in found.values())
+    seeds = max(stat.seeds for values in by_method.values() for stat in values.values())
     title = f"{dataset}, {task}:{'' if tree == 'cells' else f' {tree},'} {seeds} seed{'s' if seeds > 1 else ''}, "
     title += "the most that accuracies moved, in points" if tree == "relearn" else "metrics in percent"
     title += f", time ÷ Retrain's {retrain['time_s'].mean:.2f} s" if "ratio" in retrain else ""
@@ -82,7 +82,7 @@ def noise(stats, place):
 
 def longer(by_method):
     """One line on methods that are of no use, because training again is faster."""
-    slow = {m: found["ratio"].mean for m, found in by_method.items() if m not in REFERENCES and "ratio" in found}
+    slow = {m: values["ratio"].mean for m, values in by_method.items() if m not in REFERENCES and "ratio" in values}
     slow = [f"{method} took {ratio:.1f} times as long" for method, ratio in slow.items() if ratio > TOO_LONG]
     return [f"(Retrain is faster: {', '.join(slow)})"] if slow else []
 
@@ -132,11 +132,11 @@ def stats_table(rows, methods):
 
 def entries(stats, place, metric, methods):
     """One row's entries: "mean ± std (seeds)", the best two marked, lost models struck out."""
-    found = {m: stats[*place, m, metric] for m in methods if (*place, m, metric) in stats}
-    lost = [method for method in found if is_lost(stats, place, method)]
-    marks = rank({method: stat.mean for method, stat in found.items()}, metric, lost)
-    texts = {m: text(stat, decimals=summary.DECIMALS.get(metric, 2)) for m, stat in found.items()}
-    shown = {m: f"{MARKS[marks.get(m, 0)].format(texts[m])} ({stat.seeds})" for m, stat in found.items()}
+    values = {m: stats[*place, m, metric] for m in methods if (*place, m, metric) in stats}
+    lost = [method for method in values if is_lost(stats, place, method)]
+    marks = rank({method: stat.mean for method, stat in values.items()}, metric, lost)
+    texts = {m: text(stat, decimals=summary.DECIMALS.get(metric, 2)) for m, stat in values.items()}
+    shown = {m: f"{MARKS[marks.get(m, 0)].format(texts[m])} ({stat.seeds})" for m, stat in values.items()}
     shown |= {method: f"<del>{shown[method]}</del>" for method in lost}
     if metric in summary.NOISY and few_samples(stats, place):
         shown = dict.fromkeys(shown, "noise")
@@ -147,8 +147,8 @@ def entries(stats, place, metric, methods):
 
 def measured_metrics(stats, place):
     """The metrics that a (tree, dataset, task) has, in order."""
-    found = {key[4] for key in stats if key[:3] == place}
-    return [name for name in (*METRICS, *CLEAN, *MOVES, *AUDIT, "gap", "ToW", "time_s", "ratio") if name in found]
+    names = {key[4] for key in stats if key[:3] == place}
+    return [name for name in (*METRICS, *CLEAN, *MOVES, *AUDIT, "gap", "ToW", "time_s", "ratio") if name in names]
 
 
 def metric_rows(stats, place, metrics, methods, published=None):
@@ -197,19 +197,19 @@ def mia_rows(stats, published, pairs):
     """The average differences of MIA to Retrain: ours, as the paper prints them, and from the paper's entries."""
     theirs = {("cells", *place, m, metric): Stat(value, 0, 1) for (*place, metric, m), value in published.items()}
     every = [key[1:3] for key in theirs if key[3:] == ("Retrain", "MIA")]
-    ours = {m: found for m in METHODS if (found := summary.mean_mia_difference(stats, pairs, m))}
+    ours = {m: difference for m in METHODS if (difference := summary.mean_mia_difference(stats, pairs, m))}
     most = max((count for _, count in ours.values()), default=0)  # an average over fewer is not compared
     lost = [m for m in ours for pair in pairs if is_lost(stats, ("cells", *pair), m)]
     marks = rank({method: value for method, (value, count) in ours.items() if count == most}, "MIA_diff", lost)
-    derived = {m: found for m in METHODS if (found := summary.mean_mia_difference(theirs, every, m))}
+    derived = {m: difference for m in METHODS if (difference := summary.mean_mia_difference(theirs, every, m))}
     sources = {
         "here": {m: f"{MARKS[marks.get(m, 0)].format(f'{value:.2f}')} ({count})" for m, (value, count) in ours.items()},
         "paper, as printed": {key[3]: f"{v:.2f}" for key, v in published.items() if key[2] == "MIA_diff_printed"},
         "paper, from its entries": {m: f"{value:.2f}" for m, (value, n) in derived.items() if n == len(every)},
     }
     return [
-        ["all", "all", "MIA_diff ↓", source, *("–" if m == "Retrain" else found.get(m, "n/a") for m in METHODS)]
-        for source, found in sources.items()
+        ["all", "all", "MIA_diff ↓", source, *("–" if m == "Retrain" else differences.get(m, "n/a") for m in METHODS)]
+        for source, differences in sources.items()
     ]
 
 
