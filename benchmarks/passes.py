@@ -1,6 +1,6 @@
 """What the three points of the authors' published code change on a model with batch normalisation.
 
-    python -m benchmarks.passes --data-root data --results-dir results/passes --jobs 2
+    python -m benchmarks.passes --kernels portable --data-root data --results-dir results/passes --jobs 2
 
 A small residual net on CIFAR-10 at 32 pixels, which a CPU can train, forgets in `class0` and `random10`: by CaMU with
 one pass over x_r and x_f, with two, with x_r from a shuffle of its own, with x_r's label as y_c, and with all three
@@ -30,7 +30,7 @@ from harness.tasks import parse_tasks
 from hyperparameters import hyperparameters_of
 
 NET = "small residual net"
-TRAINING = {"epochs": 15, "lr": 1e-3}
+TRAINING = {"epochs": 10, "lr": 1e-3}
 VARIANTS = {
     "CaMU": {},
     "Two-passes": {"passes": 2},
@@ -73,7 +73,7 @@ class SmallResNet(models.Classifier):
     def __init__(self, classes):
         super().__init__()
         stem = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
-        blocks = Block(16, 16, 1), Block(16, 32, 2), Block(32, 64, 2)
+        blocks = Block(16, 16, 2), Block(16, 32, 2), Block(32, 64, 2)
         self.features = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.head = nn.Linear(64, classes)
 
