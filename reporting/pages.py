@@ -233,17 +233,17 @@ def rate_name(line):
     return f"{line['model']}, {line['precision']}, {line['way']}"
 
 
-def fill(path, blocks):
+def fill(path, texts):
     """Write the generated blocks of a page anew, by their names; a UserError if it has none or an unknown one."""
     with explained(f"--pages {path}", OSError, ValueError):
         page = bytes_of(path).decode()
     names = re.findall(r"<!-- generated: (.*?) -->", page)
-    unknown = [name for name in names if name not in blocks or f"<!-- end of {name} -->" not in page]
+    unknown = [name for name in names if name not in texts or f"<!-- end of {name} -->" not in page]
     require(
         names and not unknown,
-        f"--pages {path}: no generated block, or no end of {unknown}; there are {', '.join(blocks)}",
+        f"--pages {path}: no generated block, or no end of {unknown}; there are {', '.join(texts)}",
     )
     for name in names:
         old = re.escape(f"<!-- generated: {name} -->") + ".*?" + re.escape(f"<!-- end of {name} -->")
-        page = re.sub(old, lambda _, name=name: BLOCK.format(name, blocks[name]), page, flags=re.DOTALL)
+        page = re.sub(old, lambda _, name=name: BLOCK.format(name, texts[name]), page, flags=re.DOTALL)
     save_atomically(path, page.encode())

@@ -88,12 +88,12 @@ def frame(rows):
 def audited(row, audits, keys):
     """The audit's metrics of a cell's row, unless it, or the Retrain that it was compared with, has been made anew."""
     dataset, task, method, seed = (row[name] for name in CELL)
-    audited = audits.get((dataset, task, method, seed), {"config": {}})
-    if row["tree"] not in ("cells", "ablation") or audited["config"].get("cell") != keys[dataset, task, method, seed]:
+    audit = audits.get((dataset, task, method, seed), {"config": {}})
+    if row["tree"] not in ("cells", "ablation") or audit["config"].get("cell") != keys[dataset, task, method, seed]:
         return {}
     retrain = keys.get((dataset, task, "Retrain", seed))
-    current = AUDIT if audited["config"].get("retrain") == retrain else AUDIT[:2]
-    return {name: audited[name] for name in current if name in audited}
+    current = AUDIT if audit["config"].get("retrain") == retrain else AUDIT[:2]
+    return {name: audit[name] for name in current if name in audit}
 
 
 def rows_of(tree, record):
