@@ -169,8 +169,8 @@ def hyperparameters_of(method, dataset, kind, training=None, overrides=()):
     family = FAMILIES.get(dataset, "own")
     if kind == "large" and (ANY, kind) not in table:
         kind = "random"
-    places = [(dataset, kind), (family, kind), (dataset, ANY), (family, ANY), (ANY, kind), (ANY, ANY)]
-    row = dict(next(table[place] for place in places if place in table))
+    keys = [(dataset, kind), (family, kind), (dataset, ANY), (family, ANY), (ANY, kind), (ANY, ANY)]
+    row = dict(next(table[key] for key in keys if key in table))
     training = training or training_row(dataset, "ResNet-18")
     lr, defaults = training["lr"], {"epochs": training["retrain_epochs"]}
     defaults |= {"lr": lr, "lr_ce": lr, "lr_kl": lr / 5}  # CaMU's rates are to each other as in the paper's CIFAR row
@@ -187,7 +187,7 @@ def parse_override(text):
     target, _, value = text.partition("=")
     method, _, name = target.partition(".")
     require(method in HYPERPARAMETERS, f"--override {text}: no method {method!r}, only {', '.join(HYPERPARAMETERS)}")
-    rows = [row for place, row in HYPERPARAMETERS[method].items() if place != SEARCHED]
+    rows = [row for key, row in HYPERPARAMETERS[method].items() if key != SEARCHED]
     known = {entry: usual for row in rows for entry, usual in row.items()}
     require(name in known, f"--override {text}: {method} has no {name!r}, only {', '.join(known) or 'no settings'}")
     try:

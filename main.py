@@ -76,7 +76,7 @@ def print_tables(plan, task, config):
     records = {cell: record for cell, record in plan.records.items() if cell.task == task}
     rows = [row for cell, record in records.items() for row in rows_of(cell.tree, record)]
     stats = summarise(frame(rows)) if rows else {}  # empty if --time-limit let no cell finish
-    places = dict.fromkeys(place[:3] for place in stats)
+    places = dict.fromkeys(key[:3] for key in stats)
     for place in sorted(places, key=lambda place: STUDIES[config.study].index(place[0])):
         print(f"\n{terminal_table(stats, place)}")
 

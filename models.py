@@ -149,7 +149,7 @@ class Ensemble(nn.Module):
 
     def forward(self, x):
         logits, representations = zip(*(member(x) for member in self.members))
-        log_p = torch.stack([one.log_softmax(1) for one in logits])
+        log_p = torch.stack([own.log_softmax(1) for own in logits])
         return log_p.logsumexp(0) - math.log(len(self.members)), torch.stack(representations).mean(0)
 
 

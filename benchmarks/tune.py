@@ -75,8 +75,8 @@ class Trial(Cell):
     model: int = 0
 
     def path(self, config):
-        place = Path(self.dataset, self.task.name, self.method)
-        return Path(config.results_dir, "tuning", place, f"trial{self.number}-model{self.model}-seed{self.seed}.json")
+        folder = Path(config.results_dir, "tuning", self.dataset, self.task.name, self.method)
+        return folder / f"trial{self.number}-model{self.model}-seed{self.seed}.json"
 
 
 class Lost(Exception):
@@ -120,10 +120,10 @@ def draw_and_run(plans, tasks, config):
     """
     seed, plan = config.seeds[0], plans[0]
     studies = {(task, method): new_study(task, method) for task in tasks for method in config.methods}
-    points = {place: [] for place in studies}
+    points = {pair: [] for pair in studies}
     run_trials(plan, [(trial(plan, task, method, seed), {}) for task in tasks for method in REFERENCES])
     for number in range(config.trials):
-        drawn = {place: ask(study, place[1], plan.dataset.name) for place, study in studies.items()}
+        drawn = {pair: ask(study, pair[1], plan.dataset.name) for pair, study in studies.items()}
         calls = []
         for (task, method), (_, point) in drawn.items():
             points[task, method].append(point)
@@ -168,13 +168,13 @@ def trial(plan, task, method, seed, number=0):
 
 def run_trials(plan, calls):
     """Put trials with their points into the plan, and run those that are not finished."""
-    for one, point in calls:
-        plan.add(one, make_splits(plan.dataset, one.task, one.seed), **point)
+    for run, point in calls:
+        plan.add(run, make_splits(plan.dataset, run.task, run.seed), **point)
     plan.refuse_unlike()
     plan.prepare()
-    todo = {one: partial(plan.unlearning, one) for one in plan.todo("cells")}
-    for one, result in run_all(run_trial, todo, plan.config, f"{plan.dataset.name}: search"):
-        plan.keep(one, result)
+    todo = {run: partial(plan.unlearning, run) for run in plan.todo("cells")}
+    for run, result in run_all(run_trial, todo, plan.config, f"{plan.dataset.name}: search"):
+        plan.keep(run, result)
 
 
 def run_trial(cell, spec, dataset, f_o_state, **more):
@@ -204,7 +204,7 @@ def run_trial(cell, spec, dataset, f_o_state, **more):
 
 def score(plans, runs):
     """The worst ToW of a point's runs, each against Retrain of its seed; of a point that does not count, -1 to 0."""
-    ours, retrain, original = ([metrics_of(plans, one, method) for one in runs] for method in (None, *REFERENCES))
+    ours, retrain, original = ([metrics_of(plans, run, method) for run in runs] for method in (None, *REFERENCES))
     if not all(ours):
         return -1.0
     done = effect(*(pd.DataFrame(metrics).mean() for metrics in (ours, retrain, original)))
@@ -217,41 +217,41 @@ def effect(ours, retrain, original):
     return float(min(1, max(0, moved_f), ours.changed_f / LEAST_CHANGED))
 
 
-def metrics_of(plans, one, method=None):
+def metrics_of(plans, run, method=None):
     """A trial's metrics, or Retrain's or Original's for it. Retrain does not depend on the pre-unlearning model."""
     if method:
-        one = replace(one, method=method, number=0, model=0 if method == "Retrain" else one.model)
-    return plans[one.model].records[one]["metrics"]
+        run = replace(run, method=method, number=0, model=0 if method == "Retrain" else run.model)
+    return plans[run.model].records[run]["metrics"]
 
 
 def run_finalists(plans, tasks, points, config):
     """Run the best points with the other seeds, and with all seeds from the second pre-unlearning model."""
-    finalists = {place: [] for place in points}
+    finalists = {pair: [] for pair in points}
     while chosen := next_finalists(plans, points, finalists, config):
         for plan, seeds in zip(plans, (config.seeds[1:], config.seeds)):
             references = REFERENCES if plan is plans[0] else ("Original",)
             calls = [(trial(plan, t, method, seed), {}) for t in tasks for method in references for seed in seeds]
-            calls += [(trial(plan, *place, seed, n), points[place][n]) for place, n in chosen for seed in seeds]
+            calls += [(trial(plan, *pair, seed, n), points[pair][n]) for pair, n in chosen for seed in seeds]
             run_trials(plan, calls)
-        for place, number in chosen:
-            finalists[place].append(number)
+        for pair, number in chosen:
+            finalists[pair].append(number)
 
 
 def next_finalists(plans, points, finalists, config):
     """[((task, method), number of the point)]: as many as are needed for FINALISTS that hold, as long as there are."""
     chosen = []
-    for place, drawn in points.items():
-        first = {n: score(plans, [trial(plans[0], *place, config.seeds[0], n)]) for n in range(len(drawn))}
-        holding = [n for n in finalists[place] if score(plans, runs_of(plans, place, n)) >= HOLDS]
-        others = [n for n in ranked(first, drawn) if n not in finalists[place]]
-        chosen += [(place, n) for n in others[: FINALISTS - len(holding)]]
+    for pair, drawn in points.items():
+        first = {n: score(plans, [trial(plans[0], *pair, config.seeds[0], n)]) for n in range(len(drawn))}
+        holding = [n for n in finalists[pair] if score(plans, runs_of(plans, pair, n)) >= HOLDS]
+        others = [n for n in ranked(first, drawn) if n not in finalists[pair]]
+        chosen += [(pair, n) for n in others[: FINALISTS - len(holding)]]
     return chosen
 
 
-def runs_of(plans, place, number):
+def runs_of(plans, pair, number):
     """All runs of a point that are in the plans."""
-    same = (*place, number)
-    return [one for plan in plans for one in plan.records if (one.task, one.method, one.number) == same]
+    same = (*pair, number)
+    return [run for plan in plans for run in plan.records if (run.task, run.method, run.number) == same]
 
 
 def ranked(scores, drawn):
@@ -264,7 +264,7 @@ def ranked(scores, drawn):
 
 def write_table(plans, task, points, config):
     """Write the table of a task's trials: of each method those with the most runs first, by their score."""
-    numbers = [(method, n) for (place, method), drawn in points.items() if place == task for n in range(len(drawn))]
+    numbers = [(method, n) for (other, method), drawn in points.items() if other == task for n in range(len(drawn))]
     rows = [table_row(plans, task, method, n, points[task, method][n], config.seeds[0]) for method, n in numbers]
     frame = pd.DataFrame(rows).sort_values(["method", "runs", "score"], ascending=[True, False, False])
     path = Path(config.results_dir) / "tuning" / f"{plans[0].dataset.name}-{task.name}.csv"
@@ -277,7 +277,7 @@ def table_row(plans, task, method, number, point, seed):
     """A trial's score over its runs, the metrics and the time of its first run, and its hyperparameters."""
     runs = runs_of(plans, (task, method), number)
     first, retrain = (
-        plans[0].records[trial(plans[0], task, *place)] for place in ((method, seed, number), ("Retrain", seed))
+        plans[0].records[trial(plans[0], task, *which)] for which in ((method, seed, number), ("Retrain", seed))
     )
     metrics = {name: first["metrics"].get(name, math.nan) for name in (*retrain["metrics"], "changed_f")}
     ranked_by = {"method": method, "trial": number, "runs": len(runs), "score": score(plans, runs)}

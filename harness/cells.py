@@ -125,8 +125,7 @@ def cell_spec(cell, dataset, splits, pretrained, config):
     """
     training = training_row(dataset.name, dataset.model, config)
     method = "CaMU" if cell.tree == "ablation" else "Retrain" if cell.method == "Floor" else cell.method
-    kinds = [split.kind for split in splits]
-    rows = [hyperparameters_of(method, dataset.name, kind, training, config.override) for kind in kinds]
+    rows = [hyperparameters_of(method, dataset.name, split.kind, training, config.override) for split in splits]
     if cell.tree == "ablation":
         rows = [row | ABLATION[cell.method] for row in rows]
     forget_sets = hashlib.sha256(b"".join(split.forget.cpu().numpy().tobytes() for split in splits))
@@ -255,8 +254,8 @@ def run_cell(cell, spec, dataset, f_o_state, prepared=None, partial=None, progre
 
 def test_accuracy(model, dataset, split):
     """A model's accuracy on test samples of the classes that no earlier request has removed, in percent."""
-    there = ~torch.isin(dataset.test.labels, torch.tensor(split.earlier_classes, device=dataset.test.device))
-    return accuracy(predict(model, dataset.test)[there], dataset.test.labels[there])
+    left = ~torch.isin(dataset.test.labels, torch.tensor(split.earlier_classes, device=dataset.test.device))
+    return accuracy(predict(model, dataset.test)[left], dataset.test.labels[left])
 
 
 def request_seed(cell, number):

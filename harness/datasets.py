@@ -62,8 +62,8 @@ def _load(name, root, image_size, progress):
     if isinstance(getattr(torchvision.datasets, name, None), type):
         return _from_images(name, *_torchvision_images(name, root, progress), image_size, progress)
     known = f"one of {', '.join(FAMILIES)} or a class of torchvision.datasets"
-    places = f"{tree}/train/<class>/ with {tree}/test/<class>/, {tree}/<class>/, or {tree}.npz"
-    raise UserError(f"no data set {name!r}: it is neither {known}, nor is there {places}")
+    searched = f"{tree}/train/<class>/ with {tree}/test/<class>/, {tree}/<class>/, or {tree}.npz"
+    raise UserError(f"no data set {name!r}: it is neither {known}, nor is there {searched}")
 
 
 def mislabelled(dataset, percent):
@@ -88,17 +88,17 @@ def _optdigits():
 
 def _torchvision(name, root, download):
     """torchvision's (train, test), or None where its files are not there."""
-    kind = TORCHVISION[name]
+    source = TORCHVISION[name]
     try:
-        return [kind(root, train=part, download=download) for part in (True, False)]
+        return [source(root, train=part, download=download) for part in (True, False)]
     except Exception as error:  # torchvision raises anything from AssertionError to URLError here
         if not download and isinstance(error, RuntimeError) and "not found" in str(error):
             return None
-        where = root / (f"{kind.__name__}/raw" if name in CNN_DATASETS else kind.base_folder)
+        where = root / (f"{source.__name__}/raw" if name in CNN_DATASETS else source.base_folder)
         reason = " ".join(str(error).split()) or type(error).__name__
         require(download, f"{name}: a file in {where} is damaged ({reason}); delete the folder to download it again")
-        places = f"neither intact files of torchvision's in {where} nor the image folder {root / name}/train"
-        raise UserError(f"{name}: found {places}, and the download failed ({reason})")
+        searched = f"neither intact files of torchvision's in {where} nor the image folder {root / name}/train"
+        raise UserError(f"{name}: found {searched}, and the download failed ({reason})")
 
 
 def _built_in(name, train, test, image_size):
@@ -126,8 +126,8 @@ def _arrays(path):
     unreadable = explained(f"{path} cannot be read", OSError, ValueError, zipfile.BadZipFile)
     with unreadable, np.load(path, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in names if name in stored}
-    lost = [name for name in names if name not in arrays]
-    require(not lost, lambda: f"{path} has no {lost[0]}; it must hold {', '.join(names)}")
+    missing = [name for name in names if name not in arrays]
+    require(not missing, lambda: f"{path} has no {missing[0]}; it must hold {', '.join(names)}")
     parts = {}
     for part in ("train", "test"):
         x, y = arrays[f"x_{part}"], arrays[f"y_{part}"].reshape(-1)
@@ -148,8 +148,8 @@ def _arrays(path):
 
 def _torchvision_images(name, root, progress):
     """The same from a torchvision data set of images with one whole number each as label."""
-    kind, parts, classes = getattr(torchvision.datasets, name), {}, None
-    known = inspect.signature(kind).parameters
+    source, parts, classes = getattr(torchvision.datasets, name), {}, None
+    known = inspect.signature(source).parameters
     require(
         "split" in known or "train" in known,
         f"{name}: torchvision's has no training and test part; give the images as a folder",
@@ -158,7 +158,7 @@ def _torchvision_images(name, root, progress):
         given = {"train": part == "train"} if "train" in known else {"split": part}
         given |= {"split": "balanced"} if name == "EMNIST" else {}
         with explained(f"{name}: torchvision cannot load its {part} part from {root}", Exception):
-            dataset = kind(root, **given, **({"download": True} if "download" in known else {}))
+            dataset = source(root, **given, **({"download": True} if "download" in known else {}))
         classes = getattr(dataset, "classes", None)
         shown = {"desc": f"{name}: reading", "disable": None if progress else True}
         parts[part] = [dataset[i] for i in tqdm(range(len(dataset)), **shown)]
@@ -227,10 +227,10 @@ class VisibleFolders(ImageFolder):
 def refuse_loops(name, folder):
     """Raise a UserError if a link leads to a folder that is there already: its images would count many times."""
     seen = {}
-    for place, _, _ in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(place)) in seen:
-            raise UserError(f"{name}: {place} is {seen[real]} again, through a link")
-        seen[real] = place
+    for path, _, _ in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(path)) in seen:
+            raise UserError(f"{name}: {path} is {seen[real]} again, through a link")
+        seen[real] = path
 
 
 def _listings(name, tree):
@@ -248,13 +248,13 @@ def _listings(name, tree):
             print(f"{name}: {len(skipped)} files are skipped, no images in a class's folder, such as {min(skipped)}")
         return listed
 
-    there = [part for part in ("train", "test", "val") if (tree / part).is_dir()]
-    if not there:
+    present = [part for part in ("train", "test", "val") if (tree / part).is_dir()]
+    if not present:
         return _cut(listing(tree))
-    if "train" not in there or len(there) == 1:
-        lost = "train" if "train" not in there else "test (or val)"
-        raise UserError(f"{name}: {tree} has no folder {lost}/<class>/")
-    train, test = listing(tree / "train"), listing(tree / there[1])
+    if "train" not in present or len(present) == 1:
+        missing = "train" if "train" not in present else "test (or val)"
+        raise UserError(f"{name}: {tree} has no folder {missing}/<class>/")
+    train, test = listing(tree / "train"), listing(tree / present[1])
     if train.classes != test.classes:
         odd = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
         raise UserError(f"{name}: {test.root} and {train.root} must hold the same classes; only one has {odd}")

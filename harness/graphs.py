@@ -32,9 +32,9 @@ class Captured:
         if self.static is None:
             self.static = [value if value is None else value.clone() for value in given]
             self.replay, self.results = capture(self.step, self.static)
-        for place, value in zip(self.static, given):
+        for buffer, value in zip(self.static, given):
             if value is not None:
-                place.copy_(value)
+                buffer.copy_(value)
         self.replay()
         return self.results
 

@@ -68,8 +68,8 @@ def check(config):
 
 def check_overrides(config):
     """Refuse overrides that are wrong, or there twice."""
-    places = [parse_override(text)[:2] for text in config.override]
-    twice = [f"{method}.{name}" for method, name in places if places.count((method, name)) > 1]
+    named = [parse_override(text)[:2] for text in config.override]
+    twice = [f"{method}.{name}" for method, name in named if named.count((method, name)) > 1]
     require(not twice, lambda: f"--override {twice[0]} is there twice")
 
 
@@ -172,8 +172,9 @@ class Plan:
         """Whether an audit that is not finished reads the cell's outputs, and they are missing."""
         if cell.tree not in ("cells", "ablation"):
             return False
-        beside = [one for one in self.specs if (one.tree, one.task, one.seed) == ("audit", cell.task, cell.seed)]
-        readers = [one for one in beside if cell.method in ("Retrain", one.method) and one not in self.records]
+        audits = [audit for audit in self.specs if audit.tree == "audit"]
+        beside = [audit for audit in audits if (audit.task, audit.seed) == (cell.task, cell.seed)]
+        readers = [a for a in beside if cell.method in ("Retrain", a.method) and a not in self.records]
         return bool(readers) and self.outputs(cell) is None
 
     def outputs_path(self, cell):
@@ -314,14 +315,14 @@ class Plan:
         for cell in [cell for cell in self.specs if cell.tree != "audit"]:  # audits take no time
             groups.setdefault((cell.tree, cell.task.name, cell.method), []).append(cell)
         rows = []
-        for place, group in groups.items():
+        for names, group in groups.items():
             done = [str(cell.seed) for cell in group if cell not in todo]
             missing = [cell for cell in group if cell in todo and cell not in self.unlike]
             missing = [f"{cell.seed}{' (its model or outputs)' if cell in self.records else ''}" for cell in missing]
             unlike = [f"{cell.seed} ({', '.join(self.unlike[cell])})" for cell in group if cell in self.unlike]
             done, missing, unlike = (" ".join(seeds) or "-" for seeds in (done, missing, unlike))
             seconds = self.last_time(group[0])
-            rows.append([*place, done, missing, "-" if seconds is None else f"{seconds:.1f}", unlike])
+            rows.append([*names, done, missing, "-" if seconds is None else f"{seconds:.1f}", unlike])
         columns = ["tree", "task", "method", "seeds done", "seeds missing", "seconds", "other configuration"]
         title = f"{self.dataset.name}: done, missing, or made with another configuration; seconds last taken here"
         return f"{title}\n{pd.DataFrame(rows, columns=columns).to_string(index=False)}"

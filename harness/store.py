@@ -31,13 +31,13 @@ def bytes_of(path):
 
 
 @contextmanager
-def explained(message, *kinds):
-    """Turn errors of these kinds into a UserError: the message, and what the error says."""
+def explained(message, *errors):
+    """Turn errors of these classes into a UserError: the message, and what the error says."""
     try:
         yield
     except UserError:
         raise
-    except kinds as error:
+    except errors as error:
         reason = getattr(error, "strerror", None) or re.sub("\x1b\\[[0-9;]*m", "", str(error))
         raise UserError(f"{message}: {' '.join(reason.split())[:300] or type(error).__name__}")
 

@@ -91,7 +91,7 @@ def _read_ids(path):
 def chosen_samples(dataset, task):
     """Positions in the training set of the samples that the lines of an ids file name."""
     by_file = {file: number for number, file in enumerate(dataset.files)}
-    kinds = "an index" + (" or the path" if dataset.files else "")
+    forms = "an index" + (" or the path" if dataset.files else "")
     numbers = {}
     for line, text in enumerate(task.ids, 1):
         if not text:
@@ -103,7 +103,7 @@ def chosen_samples(dataset, task):
         elif re.fullmatch(r"\s*-?\d{1,18}\s*", text):
             number = int(text)
         else:
-            raise UserError(f"{where}: {text[:200]!r} is not {kinds} of a training sample of {dataset.name}")
+            raise UserError(f"{where}: {text[:200]!r} is not {forms} of a training sample of {dataset.name}")
         last = len(dataset.train) - 1
         require(0 <= number <= last, f"{where}: {dataset.name} has no training sample {number}, only 0 to {last}")
         require(number not in numbers, f"{where}: {text} is there twice, first in line {numbers.get(number)}")

@@ -37,20 +37,20 @@ class Claim:
 
 
 def ranked(metric, direction, at_most, without=()):
-    """A claim that CaMU is at place `at_most` or better among the methods besides Retrain and those of `without`."""
+    """A claim that CaMU's rank is `at_most` or better among the methods besides Retrain and those of `without`."""
 
     def check(mean, passed_over):
         values = {method: mean(method, metric) for method in paper_methods() if method not in without}
         if None in values.values():
             return None
         remark = f"; Retrain {values['Retrain']:.2f}" if direction == "≈" else ""
-        return placed(values, direction, at_most, passed_over, remark)
+        return ranks(values, direction, at_most, passed_over, remark)
 
     return check
 
 
-def placed(values, direction, at_most, passed_over, remark):
-    """Whether CaMU is at place `at_most` or better, and the figures; not if it is itself passed over."""
+def ranks(values, direction, at_most, passed_over, remark):
+    """Whether CaMU's rank is `at_most` or better, and the figures; not if it is itself passed over."""
     if "CaMU" in passed_over:
         return False, passed_over["CaMU"]
     rank, figures = standing({m: value for m, value in values.items() if m not in passed_over}, direction)
@@ -144,7 +144,7 @@ CLAIMS = (
     Claim("fourth-lowest time", SIZES, PAPER_DATASETS, ranked("time_s", "↓", 4), "efficiency"),
     Claim("lowest time", CLASSES, ALL_BUT_CIFAR100, ranked("time_s", "↓", 1), "efficiency"),
 )  # fmt: skip
-MIA_CLAIMS = (  # tasks, CaMU's place, the paper's value
+MIA_CLAIMS = (  # tasks, CaMU's rank, the paper's value
     (MAIN_TASKS, 2, "4.09 in the text, 4.22 by its table"),
     (PAPER_TASKS[2:], 3, "1.82"),
 )
@@ -166,13 +166,13 @@ def answers(cells):
     """
     compared_methods = (*paper_methods(), "Original")
     cells = summary.with_base(cells[cells.method.isin(compared_methods) | (cells.tree == "ablation")])
-    there = {*zip(cells.tree, cells.dataset, cells.task)}
+    measured = {*zip(cells.tree, cells.dataset, cells.task)}
     alone, compared = summarise(cells[cells.method == "CaMU"]), summarise(summary.on_common_seeds(cells))
     rows = []
     for claim in CLAIMS:
         stats, missing, answered = alone if claim.check is forgotten else compared, [], False
         places = [(claim.tree, dataset, task) for dataset in claim.datasets for task in claim.tasks]
-        for place in [place for place in places if place in there]:
+        for place in [place for place in places if place in measured]:
             answer = claim.check(partial(mean_of, stats, place), passed_over(compared, place))
             if answer:
                 seeds = max(stat.seeds for key, stat in stats.items() if key[:3] == place)
@@ -204,12 +204,12 @@ def passed_over(stats, place):
 
 def mia_answer(stats, tasks, at_most, published):
     """The claim on MIA_diff, which is one average over several tasks: over the pairs that all methods have."""
-    places = [(dataset, task) for task in tasks for dataset in PAPER_DATASETS]
-    pairs = [place for place in places if all(("cells", *place, m, "MIA") in stats for m in paper_methods())]
+    pairs = [(dataset, task) for task in tasks for dataset in PAPER_DATASETS]
+    pairs = [pair for pair in pairs if all(("cells", *pair, m, "MIA") in stats for m in paper_methods())]
     text = f"{', '.join(tasks)}: {ORDINALS[at_most - 1]}-lowest mean MIA_diff"
     if not pairs:
         return text, "all data sets", None, ""
     values = {m: summary.mean_mia_difference(stats, pairs, m)[0] for m in paper_methods() if m != "Retrain"}
     skipped = {m: why for pair in pairs for m, why in passed_over(stats, ("cells", *pair)).items()}
     where = ", ".join(" ".join(pair) for pair in pairs)
-    return text, where, *placed(values, "↓", at_most, skipped, f" (the paper: {published})")
+    return text, where, *ranks(values, "↓", at_most, skipped, f" (the paper: {published})")

@@ -73,7 +73,7 @@ def report(cells, figures):
         glance(cells, stats, paper),
     ]
     parts += ["## The paper's claims", CLAIMS_REMARK, tables.claims_table(cells)] if datasets else []
-    if audits := tables.audit_table(stats, places_of(cells)):
+    if audits := tables.audit_table(stats, pairs_of(cells)):
         parts += ["## The audit", AUDIT_REMARK, audits]
     for name, (tree, tasks, metrics) in tables.TABLES.items():
         table = tables.paper_table(stats, paper, name, datasets)
@@ -93,21 +93,21 @@ def report(cells, figures):
 
 def missing(cells):
     """One line on the data sets, and one on the tables of the paper, that have no cell."""
-    there = {*zip(cells.tree, cells.task)}
-    names = [name for name, (tree, tasks, _) in tables.TABLES.items() if not there & {(tree, t) for t in tasks}]
+    measured = {*zip(cells.tree, cells.task)}
+    names = [name for name, (tree, tasks, _) in tables.TABLES.items() if not measured & {(tree, t) for t in tasks}]
     datasets = [name for name in PAPER_DATASETS if name not in set(cells.dataset)]
-    return "\n".join(f"- Without any cell: {', '.join(lost)}." for lost in (datasets, names) if lost)
+    return "\n".join(f"- Without any cell: {', '.join(absent)}." for absent in (datasets, names) if absent)
 
 
 def glance(cells, stats, paper):
     """A row for every (data set, task)."""
-    return tables.glance_table(stats, paper, places_of(cells))
+    return tables.glance_table(stats, paper, pairs_of(cells))
 
 
-def places_of(cells):
+def pairs_of(cells):
     """Every (data set, task), those of the paper first."""
-    places = [(dataset, task) for task in PAPER_TASKS for dataset in PAPER_DATASETS]
-    return in_order({*zip(cells.dataset, cells.task)}, places)
+    paper = [(dataset, task) for task in PAPER_TASKS for dataset in PAPER_DATASETS]
+    return in_order({*zip(cells.dataset, cells.task)}, paper)
 
 
 def made_by(cells):

@@ -268,12 +268,12 @@ def rank(values, metric, lost=()):
 def read_paper_values(path=PAPER_VALUES):
     """(table, dataset, task, metric, method) -> the paper's value; `ratio` and `MIA_diff` follow from its entries."""
     paper = {tuple(row[:5]): row[5] for row in pd.read_csv(path).itertuples(index=False, name=None)}
-    for (*place, metric, method), value in list(paper.items()):
-        retrain = paper.get((*place, metric, "Retrain"))
+    for (*where, metric, method), value in list(paper.items()):
+        retrain = paper.get((*where, metric, "Retrain"))
         if metric == "time_s" and retrain:
-            paper[*place, "ratio", method] = value / retrain
+            paper[*where, "ratio", method] = value / retrain
         if metric == "MIA" and retrain and method != "Retrain":
-            paper[*place, "MIA_diff", method] = abs(value - retrain)
+            paper[*where, "MIA_diff", method] = abs(value - retrain)
     return paper
 
 

@@ -183,11 +183,11 @@ def paper_table(stats, paper, name, datasets):
     return stats_table(rows, methods) if rows else ""
 
 
-def audit_table(stats, places):
-    """The audit of each (dataset, task) of `places` that has one; "" without any."""
+def audit_table(stats, pairs):
+    """The audit of each (dataset, task) of `pairs` that has one; "" without any."""
     methods = [method for method in ROWS if method not in ABLATION]
     rows = []
-    for place in (("cells", *place) for place in places):
+    for place in (("cells", *pair) for pair in pairs):
         known = measured_metrics(stats, place)
         rows += metric_rows(stats, place, [name for name in (*AUDIT, "ToW") if name in known], methods) if known else []
     return stats_table(rows, methods) if rows else ""
@@ -195,7 +195,7 @@ def audit_table(stats, places):
 
 def mia_rows(stats, published, pairs):
     """The average differences of MIA to Retrain: ours, as the paper prints them, and from the paper's entries."""
-    theirs = {("cells", *place, m, metric): Stat(value, 0, 1) for (*place, metric, m), value in published.items()}
+    theirs = {("cells", *pair, m, metric): Stat(value, 0, 1) for (*pair, metric, m), value in published.items()}
     every = [key[1:3] for key in theirs if key[3:] == ("Retrain", "MIA")]
     ours = {m: difference for m in METHODS if (difference := summary.mean_mia_difference(stats, pairs, m))}
     most = max((count for _, count in ours.values()), default=0)  # an average over fewer is not compared
@@ -213,11 +213,11 @@ def mia_rows(stats, published, pairs):
     ]
 
 
-def glance_table(stats, paper, places):
-    """A row for each (dataset, task) of `places`: the gaps, CaMU's time, and how far Retrain is from the paper's."""
+def glance_table(stats, paper, pairs):
+    """A row for each (dataset, task) of `pairs`: the gaps, CaMU's time, and how far Retrain is from the paper's."""
     methods = [method for method in METHODS if method != "Retrain"]
     rows = []
-    for dataset, task in places:
+    for dataset, task in pairs:
         gaps = entries(stats, ("cells", dataset, task), "gap", methods)
         time = text(stats.get(("efficiency", dataset, task, "CaMU", "ratio")), "–")
         published = {key[3]: v for key, v in paper.items() if (*key[1:3], key[4]) == (dataset, task, "Retrain")}

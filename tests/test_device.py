@@ -14,11 +14,11 @@ CUDA = torch.cuda.is_available()
 @pytest.mark.slow
 def test_it_measures_everything_and_writes_each_line_at_once(tmp_path, monkeypatch, capsys):
     runs = []
-    monkeypatch.setattr(device, "STEPS", 1)
+    monkeypatch.setattr(device, "STEPS", 4)
     monkeypatch.setattr(device, "METHODS", {name: METHODS[name] for name in ("Retrain", "CaMU", "SISA")})
     monkeypatch.setattr(device.program, "main", runs.append)
     monkeypatch.setattr(device, "cases", lambda *given, every=device.cases: {"CNN": every(*given)["CNN"]})
-    device.main(device.Arguments(out=str(tmp_path), dataset="Digit", time_limit=5, images=288, jobs=2, mps=True))
+    device.main(device.Arguments(out=str(tmp_path), dataset="Digit", time_limit=5, images=64, jobs=2, mps=True))
     lines = [json.loads(line) for line in (tmp_path / "device.jsonl").read_text().splitlines()]
     assert capsys.readouterr().out.splitlines() == [json.dumps(line) for line in lines]
     same = [line for line in lines if line.get("what") == "captured equals eager"]

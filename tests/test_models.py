@@ -10,8 +10,6 @@ from harness.store import UserError
 from hyperparameters import hyperparameters_of, settings
 from models import Represented
 
-NETS = {"resnet18": torchvision.models.resnet18, "mobilenet_v3_small": torchvision.models.mobilenet_v3_small}
-
 
 @pytest.mark.parametrize("name, shape, width", [("CNN", (3, 1, 28, 28), 256), ("ResNet-18", (3, 3, 40, 40), 512)])
 def test_a_model_is_drawn_from_its_seed_alone(name, shape, width):
@@ -83,10 +81,6 @@ def test_any_layer_can_be_the_representation():
 
 
 def train_net(net, x, y, epochs):
-    norms = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    own = norms[0].momentum
-    for norm in norms:
-        norm.momentum = 0.1  # MobileNet's 0.01 wants more steps than a test has
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     rng = torch.Generator().manual_seed(0)
     net.train()
@@ -95,8 +89,6 @@ def train_net(net, x, y, epochs):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
             optimizer.step()
-    for norm in norms:
-        norm.momentum = own  # as a user's net has it: at 0.1 the repeats of one sample would rewrite its statistics
     return net.eval()
 
 
@@ -106,14 +98,13 @@ def accuracy(model, x, y):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NETS)
-def test_a_model_of_torchvision_forgets_a_class_or_a_sample_and_keeps_the_rest(name):
+def test_a_model_of_torchvision_forgets_a_class_or_a_sample_and_keeps_the_rest():
     """With the hyperparameters of own data."""
     pixels, y = colour_images(160)
     kept = (y != 2) | (torch.arange(160) < 32)  # 8 samples of this class make the joint dataset a small one
     x, y = pixels[kept] / 127.5 - 1, y[kept]
     torch.manual_seed(0)
-    net = train_net(NETS[name](num_classes=4), x, y, epochs=24 if "mobile" in name else 6)
+    net = train_net(torchvision.models.resnet18(num_classes=4), x, y, epochs=6)
     f_o = Represented(net, layer="avgpool")
     before = accuracy(f_o, x, y)
     assert before > 0.9
