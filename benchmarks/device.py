@@ -35,10 +35,11 @@ from config import Config
 from data import Images, generator, whole_split
 from harness import graphs
 from harness.cells import device_name, in_precision, use_machine
-from harness.store import check_writable
+from harness.store import check_writable, require
 from hyperparameters import hyperparameters_of, settings, training_row
 from training import train
 
+BARRIER_S = 120  # the longest that one process waits for the others: one that has failed never comes
 STEPS = 50  # at least, of the epoch that captured and eager runs are compared after
 
 
@@ -159,12 +160,13 @@ def training_rate(name, images, precision, wait=lambda: None):
 def side_by_side(processes, count):
     """Images/s in all of several processes that train the CNN at once."""
     context = multiprocessing.get_context("spawn")
-    start, rates = context.Barrier(processes), context.Array("d", processes)
+    start, rates = context.Barrier(processes, timeout=BARRIER_S), context.Array("d", processes)
     workers = [context.Process(target=train_beside, args=(k, count, start, rates)) for k in range(processes)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
+    require(not any(worker.exitcode for worker in workers), "one of the processes side by side has failed")
     return sum(rates)
 
 

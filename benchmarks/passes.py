@@ -6,7 +6,7 @@ A small residual net on CIFAR-10 at 32 pixels, which a CPU can train, forgets in
 one pass over x_r and x_f, with two, with x_r from a shuffle of its own, with x_r's label as y_c, and with all three
 (`Published-code`); beside them Retrain. CaMU's settings are those of CIFAR in the paper, with learning rates ten times
 as high, for this net is trained at 1e-3. Accuracies are without the training transform. Every finished cell is a file
-under <results-dir>/cells/, and a run that is started again goes on.
+under <results-dir>/cells/, and a run that is started again goes on. Cells of another configuration are not replaced.
 """
 
 import harness.scripts  # first: Ctrl-C during the slow imports below then ends in one line
@@ -14,6 +14,7 @@ import harness.scripts  # first: Ctrl-C during the slow imports below then ends 
 # isort: split
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from torch import nn
 
@@ -25,7 +26,7 @@ from harness.cells import Cell, key, machine_spec, pretrain, provenance, run_cel
 from harness.datasets import load
 from harness.plan import check
 from harness.runner import run_all
-from harness.store import load_or_set_aside, read_record, save_record
+from harness.store import load_or_set_aside, read_record, read_tensors, require, save_record, save_tensors
 from harness.tasks import parse_tasks
 from hyperparameters import hyperparameters_of
 
@@ -86,13 +87,15 @@ def with_the_net(call, **arguments):
 
 def main(arguments):
     config = check(arguments)
+    require(not config.dry_run, "--dry-run: this study has none")
     known = load(config.dataset[0], config.data_root, 32, progress=not config.quiet)
     dataset = replace(known, name=f"{known.name}-32", model=NET, published_protocol=False)
     pretrained = {"data": dataset.fingerprint(), "model": NET, **TRAINING} | machine_spec(config)
     calls = {}
     for task in parse_tasks(config.tasks):
         for seed in config.seeds:
-            (split,) = make_splits(dataset, task, seed)
+            split, *further = make_splits(dataset, task, seed)
+            require(not further, f"--tasks {task.name}: this study is for tasks of one request")
             for name in ("Retrain", *VARIANTS):
                 cell = Cell(dataset.name, task, name, seed)
                 spec = {"pretrained": key(pretrained), "task": task.name, "seed": seed, **machine_spec(config)}
@@ -100,11 +103,17 @@ def main(arguments):
                     {"method": "Retrain", "hyperparameters": TRAINING} if name == "Retrain" else variant(name, split)
                 )
                 record = load_or_set_aside(cell.path(config), read_record)
-                if record is None or record["config"] != spec:
+                unlike = f"{cell.path(config)} was made with another configuration; give another --results-dir"
+                require(record is None or record["config"] == spec, unlike)
+                if record is None:
                     calls[cell] = {"call": run_cell, "cell": cell, "spec": spec, "dataset": dataset}
     if not calls:
         return
-    f_o = with_the_net(pretrain, dataset=dataset, spec=pretrained, progress=not config.quiet)
+    path = Path(config.checkpoints_dir, dataset.name, f"pretrained-{key(pretrained)}.pt")
+    f_o = load_or_set_aside(path, read_tensors)
+    if f_o is None:
+        f_o = with_the_net(pretrain, dataset=dataset, spec=pretrained, progress=not config.quiet)
+        save_tensors(path, f_o)
     print(f"{dataset.name}: {f_o['accuracy']['test']:.2f} % of the test images")
     waiting = {cell: partial(dict, call, f_o_state=f_o["state"], jobs=config.jobs) for cell, call in calls.items()}
     for cell, (record, _, _) in run_all(with_the_net, waiting, config, "passes"):

@@ -103,7 +103,8 @@ def search(arguments):
 
 def check_arguments(arguments):
     require(min(arguments.seeds) >= 100, lambda: f"--seeds {min(arguments.seeds)}: tuning uses seeds of at least 100")
-    require(not arguments.dry_run, "--dry-run: the search has none; main.py has")
+    for name in ("dry_run", "checkpoint", "model", "image_size", "time_limit"):
+        require(not getattr(arguments, name), f"--{name.replace('_', '-')}: the search has none; main.py has")
     several = [text for text in arguments.tasks if ">" in text]
     require(not several, lambda: f"--tasks {several[0]}: the search is for tasks of one request")
     untuned = [method for method in arguments.methods if method not in METHODS]
@@ -270,7 +271,8 @@ def write_table(plans, task, points, config):
     path = Path(config.results_dir) / "tuning" / f"{plans[0].dataset.name}-{task.name}.csv"
     save_atomically(path, frame.round({name: 4 for name in frame if name not in SETTINGS}).to_csv(index=False).encode())
     print(f"\n{plans[0].dataset.name}, {task.name}: best of {config.trials} trials ({path})")
-    print(frame.groupby("method").first()[["score", "runs", "time/Retrain"]].round(4).to_string())
+    best = frame.drop_duplicates("method").set_index("method")
+    print(best[["score", "runs", "time/Retrain"]].round(4).to_string())
 
 
 def table_row(plans, task, method, number, point, seed):

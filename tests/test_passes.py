@@ -1,10 +1,13 @@
 """The study of the published code's three points on a model with batch normalisation."""
 
+from dataclasses import replace
+
 import pytest
 from conftest import colour_images, records
 
 from benchmarks import passes
 from data import Dataset, Images
+from harness.store import UserError
 
 
 @pytest.mark.slow
@@ -32,5 +35,16 @@ def test_every_variant_is_a_cell_and_is_run_once(tmp_path, monkeypatch, capsys):
             "Label-of-x_r": {("y_c", "y_r")},
             "Published-code": {("passes", 2), ("paired", False), ("y_c", "y_r")},
         }
+    monkeypatch.setattr(passes, "pretrain", lambda **_: pytest.fail("trained again"))
+    (tmp_path / "results/cells/CIFAR10-32/class0/CaMU/seed0.json").unlink()
+    passes.main(arguments)
+    assert records(tmp_path / "results").keys() == found.keys()
     monkeypatch.setattr(passes, "run_all", lambda *_: pytest.fail("run again"))
     passes.main(arguments)
+    for changes, message in (
+        ({"kernels": "portable"}, "seed0.json was made with another configuration"),
+        ({"dry_run": True}, "--dry-run: this study has none"),
+        ({"tasks": ("class0>class1",)}, "--tasks class0-then-class1: this study is for tasks of one request"),
+    ):
+        with pytest.raises(UserError, match=message):
+            passes.main(replace(arguments, **changes))

@@ -29,7 +29,7 @@ def arguments(toy_config, monkeypatch):
     """Two trials of two methods on the toy data set, as if it was OptDigits."""
     monkeypatch.setattr(tune, "load", lambda *_, **__: replace(make_toy_dataset(), name="OptDigits"))
     monkeypatch.setattr(tune, "FINALISTS", 1)
-    monkeypatch.setattr(tune, "LEAST_CHANGED", 0)  # so little training changes little
+    monkeypatch.setattr(tune, "LEAST_CHANGED", 1e-9)  # so little training changes little
     monkeypatch.setattr(summary, "CLOSE", 101)
     chosen = {"dataset": ("OptDigits",), "methods": ("T-S", "Boundary"), "seeds": (100, 101)}
     return tune.Arguments(**asdict(toy_config) | chosen, trials=2)
@@ -117,6 +117,8 @@ def test_where_retrain_and_original_agree_only_the_predictions_must_change():
         ({"dataset": ("CIFAR10",)}, "--dataset CIFAR10: .*OptDigits, Digit, Fashion"),
         ({"tasks": ("class0>class1",)}, "--tasks class0>class1: the search is for tasks of one request"),
         ({"dry_run": True}, "--dry-run: the search has none"),
+        ({"time_limit": 60.0}, "--time-limit: the search has none"),
+        ({"checkpoint": __file__}, "--checkpoint: the search has none"),
         ({"tasks": ("random10", "class12")}, "no class 12"),
     ],
 )
