@@ -6,9 +6,10 @@ gradient of the cross-entropy, in pixel space. The class that f_o then sees is i
 (x_f, new label) by SGD with momentum 0.9. D_r is not read.
 
 Deviations from the published code: there the new label may be y_f itself, where one step does not cross a boundary. The
-paper means the nearest *incorrect* class, so the highest-scoring class other than y_f is taken. The method was made for
-class removal; its use for random removal is the CaMU paper's. The settings come from the table in `hyperparameters.py`;
-the batch is that of all methods here, 32. For tokens the embedding's output is attacked.
+paper means the nearest *incorrect* class, so the highest-scoring class other than y_f is taken. It must occur in D_r: a
+class that is itself to be forgotten is not taught. The method was made for class removal; its use for random removal is
+the CaMU paper's. The settings come from the table in `hyperparameters.py`. Batches hold 32 samples. For tokens the
+embedding's output is attacked.
 """
 
 import copy
@@ -50,16 +51,18 @@ def embedding_fgsm(model, images, index):
         return model(x)[0]
 
 
-def nearest_wrong_labels(f_o, images, index):
-    """The class other than its own that f_o, frozen, finds most likely for each attacked sample: (n,)."""
+def nearest_wrong_labels(f_o, split):
+    """The class of D_r, other than its own, that f_o, frozen, finds most likely for each attacked x_f: (|D_f|,)."""
+    images = split.train
     f_o = copy.deepcopy(f_o).eval().requires_grad_(False)
-    labels = []
-    for chosen in index.split(CHUNK):
+    labels, remain = [], images.labels[split.remain].unique()
+    for chosen in split.forget.split(CHUNK):
         if images.pixels.is_floating_point() or images.pixels.dtype == torch.uint8:
             logits = f_o(images.standardise(fgsm(f_o, images, chosen)))[0]
         else:
             logits = embedding_fgsm(f_o, images, chosen)
-        labels.append(logits.scatter(1, images.labels[chosen][:, None], -torch.inf).argmax(1))
+        allowed = torch.full_like(logits, -torch.inf).index_fill(1, remain, 0)
+        labels.append((logits + allowed).scatter(1, images.labels[chosen][:, None], -torch.inf).argmax(1))
     return torch.cat(labels)
 
 
@@ -67,7 +70,7 @@ def nearest_wrong_labels(f_o, images, index):
 def unlearn(f_o, split, settings):
     """Hyperparameters: `epochs`, `lr`. See `baselines` for the parameters."""
     images = split.train
-    new_labels = nearest_wrong_labels(f_o, images, split.forget)
+    new_labels = nearest_wrong_labels(f_o, split)
     f_u = student(f_o)
     optimizer = torch.optim.SGD(f_u.parameters(), lr=settings.lr, momentum=0.9)
     rng = generator(settings.seed, "Boundary")

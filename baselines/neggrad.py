@@ -9,10 +9,10 @@ Nothing bounds the ascent. With `stop` it ends when the accuracy on D_f has reac
 the accuracy of f_o on the test set. Neither needs Retrain. D_f is looked at ten times an epoch, for the
 first time after 50 steps.
 
-Deviations from the published code (its small-scale runs keep evaluation mode and an L2 penalty to the start; the
-large-scale ones are followed): the stop, and Adam where the row says so (SGD keeps the model only within a narrow
-band of learning rates); batches of both sets have this repository's size, 32; on CIFAR it trains on
-random crops, the authors without; the settings come from the table in `hyperparameters.py`.
+We follow the published code's large-scale runs. Its small-scale ones keep evaluation mode and an L2 penalty to the
+start. Deviations: the stop, and Adam with weight decay where the row says so, because SGD keeps the model only within a
+narrow band of learning rates. Batches hold 32 samples. On CIFAR it trains on random crops; the authors use none. The
+settings come from the table in `hyperparameters.py`.
 """
 
 import torch.nn.functional as F

@@ -13,9 +13,8 @@ ascent is unbounded. What holds it are few max-steps (larger batches of D_f), th
 The published runs are of two sorts: large scale by SGD with momentum 0.9 at a constant learning rate, small scale by
 Adam with the decay. The searched rows follow the second, with fewer epochs and a weight decay of 5e-4 instead of 0.1.
 
-Deviations from the published code: batches of D_r have this repository's size, 32, as those of D_f where the row has no
-`forget_batch_size`; on CIFAR the training crops are used, without which the authors train; the settings come from the
-table in `hyperparameters.py`.
+Deviations from the published code: batches of D_r hold 32 samples, those of D_f as many as `forget_batch_size` says. On
+CIFAR it trains on random crops; the authors use none. The settings come from the table in `hyperparameters.py`.
 """
 
 import copy
@@ -48,14 +47,13 @@ def min_loss(teacher_logits, student_logits, y, settings):
 @seeded
 def unlearn(f_o, split, settings):
     """Hyperparameters: `epochs`, `msteps`, `decay_after`, `lr`, `optimizer`, `weight_decay`, `alpha`, `gamma`,
-    `temperature` and, if not that of D_r, the `forget_batch_size`; parameters as in `baselines`."""
+    `temperature`, `forget_batch_size`. See `baselines` for the parameters."""
     images = split.train
     teacher = copy.deepcopy(f_o).eval()
     f_u = student(f_o)
     optimizer = optimizer_of(f_u, settings, momentum=0.9)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, settings.decay_after, gamma=0.1)
     rng = generator(settings.seed, "SCRUB")
-    forget_batch_size = getattr(settings, "forget_batch_size", settings.batch_size)
     known_f, known_r = (
         None if images.augment else frozen_outputs(teacher, images, index) for index in (split.forget, split.remain)
     )
@@ -73,7 +71,7 @@ def unlearn(f_o, split, settings):
         if epoch == 1 or epoch - 1 in settings.decay_after:  # a captured step keeps its learning rate
             max_step, min_step = step_of(split.forget, known_f, max_loss), step_of(split.remain, known_r, min_loss)
         if epoch <= settings.msteps:
-            for batch in shuffled_batches(images, split.forget, forget_batch_size, rng):
+            for batch in shuffled_batches(images, split.forget, settings.forget_batch_size, rng):
                 max_step(*batch)
         for batch in shuffled_batches(images, split.remain, settings.batch_size, rng):
             min_step(*batch)

@@ -2,8 +2,9 @@
 
 Chundawat et al., "Can Bad Teaching Induce Forgetting? Unlearning in Deep Networks using an Incompetent Teacher",
 AAAI 2023, section 4. The student starts as f_o and minimises KL(target || student). It reads D_f and a random 30 % of
-D_r, drawn once, shuffled together. The target of a forget sample is the softmax output of a model with fresh weights
-(the incompetent teacher), that of a remaining sample f_o's (the competent teacher); temperature 1, no labels, Adam.
+D_r, drawn once, shuffled together. For a forget sample the target is the softmax output of the incompetent teacher,
+which has fresh weights. For a remaining sample it is that of the competent teacher, f_o. Temperature 1, no labels,
+Adam.
 
 Deviations from the published code: the KL is the batch mean, where the published reduction also divides by the number
 of classes. Batches hold 32 samples instead of 256. On CIFAR the training crops are used, where the authors only resize.

@@ -131,7 +131,7 @@ def neggrad_written_out(f_o, f_u, split, row, seed):
 
 
 def boundary_written_out(f_o, f_u, split, row, seed):
-    labels = boundary.nearest_wrong_labels(f_o, split.train, split.forget)
+    labels = boundary.nearest_wrong_labels(f_o, split)
     optimizer = torch.optim.SGD(f_u.parameters(), row["lr"], momentum=0.9)
     rng = generator(seed, "Boundary")
     for _ in range(row["epochs"]):
@@ -162,7 +162,7 @@ def scrub_written_out(f_o, f_u, split, row, seed):
 
     for number in range(row["epochs"]):
         if number < row["msteps"]:
-            for _, x, _ in epoch(split.train, split.forget, row.get("forget_batch_size", BATCH), rng):
+            for _, x, _ in epoch(split.train, split.forget, row["forget_batch_size"], rng):
                 step(optimizer, -divergence(x, f_u(x)[0]))
         for _, x, y in epoch(split.train, split.remain, BATCH, rng):
             logits = f_u(x)[0]
@@ -189,6 +189,7 @@ def unroll_written_out(f_o, f_u, split, row, seed):
 
 ADAM, SGD = {"optimizer": "Adam", "weight_decay": 1e-2}, {"optimizer": "SGD", "weight_decay": 1e-2}
 SCRUB_ROW = {"epochs": 3, "msteps": 2, "lr": 2e-3, "alpha": 0.5, "gamma": 0.9, "temperature": 3.0, "decay_after": [1]}
+SCRUB_ROW |= {"forget_batch_size": BATCH}
 SCRUB_ADAM = SCRUB_ROW | ADAM | {"lr": 2e-4, "forget_batch_size": 3, "decay_after": [1, 2]}
 NEGGRAD_ROW = {"epochs": 2, "lr": 0.01, "a": 0.8, "stop": 0}
 WRITTEN_OUT = {
@@ -252,11 +253,20 @@ def test_boundary_labels_are_the_nearest_wrong_ones(plain):
     f_o, split = plain
     own = (split.train.labels + (torch.arange(200) % 3 == 0)) % 4  # a third of the labels is wrong
     images, index = replace(split.train, labels=own), torch.arange(300) % 200  # more than are attacked at a time
-    labels = boundary.nearest_wrong_labels(f_o, images, index)
+    labels = boundary.nearest_wrong_labels(f_o, replace(split, train=images, forget=index))
     ranked = f_o(boundary.fgsm(f_o, images, index))[0].argsort(1, descending=True)
     right = ranked[:, 0] == own[index]
     assert right.any() and not right.all() and (labels != own[index]).all()
     assert torch.equal(labels, torch.where(right, ranked[:, 1], ranked[:, 0]))
+
+
+def test_boundary_teaches_no_class_that_is_to_be_forgotten_too(plain):
+    f_o, split = plain
+    of_two = torch.isin(split.train.labels, torch.tensor([0, 1]))
+    both = replace(split, forget=of_two.nonzero()[:, 0], remain=(~of_two).nonzero()[:, 0], forgotten_classes=(0, 1))
+    alone = replace(split, forget=both.forget)  # the two classes occur in D_r
+    assert torch.isin(boundary.nearest_wrong_labels(f_o, alone), torch.tensor([0, 1])).any()
+    assert torch.isin(boundary.nearest_wrong_labels(f_o, both), torch.tensor([2, 3])).all()
 
 
 class TwoWeights(torch.nn.Module):
