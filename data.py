@@ -198,14 +198,15 @@ def make_splits(dataset, task, seed):
     """Draw the forget sets of a task: a split for each of its requests.
 
     Random removal takes a uniform percentage of the training set, the same samples for every method of a seed. Class
-    removal takes every sample of the classes, an ids file the samples it names. A UserError names a class or sample
-    that does not exist or is forgotten already, or says that nothing or everything would be forgotten.
+    removal takes every sample of the classes, and so may an ids file. A UserError names a class or sample that does not
+    exist or is forgotten already, or says that nothing or everything would be forgotten.
     """
     split, splits = whole_split(dataset.train, len(dataset.classes), dataset.model), []
     for number, request in enumerate(task.requests):
         purpose = (seed, "forget set", dataset.name, request.name, *([number] if number else []))
         chosen = requested(dataset, request, split.remain.cpu(), generator(*purpose))
-        split = replace(split.next(chosen), forgotten_classes=request.classes)
+        split = split.next(chosen)  # by chance a random part may be a whole class: it stays random removal
+        split = replace(split, forgotten_classes=()) if request.percent else split
         splits.append(split)
     return splits
 

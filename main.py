@@ -75,7 +75,7 @@ def print_tables(plan, task, config):
     """One table per tree, and per request: a row per method, means over the seeds."""
     records = {cell: record for cell, record in plan.records.items() if cell.task == task}
     rows = [row for cell, record in records.items() for row in rows_of(cell.tree, record)]
-    stats = summarise(frame(rows)) if rows else {}  # empty if --time-limit let no cell finish
+    stats = summarise(frame(rows)) if {row["tree"] for row in rows} - {"audit"} else {}  # --time-limit may stop all
     places = dict.fromkeys(key[:3] for key in stats)
     for place in sorted(places, key=lambda place: STUDIES[config.study].index(place[0])):
         print(f"\n{terminal_table(stats, place)}")

@@ -21,8 +21,7 @@ SAVE_EVERY_S = 60  # least time between two saves of a training's state, made at
 def adam(model, lr, weight_decay=WEIGHT_DECAY):
     """Adam; the paper's weight decay is 1e-4."""
     on_gpu = next(model.parameters()).is_cuda  # there its step is captured
-    chosen = {"lr": lr, "weight_decay": weight_decay, "fused": True, "capturable": on_gpu}
-    return torch.optim.Adam(model.parameters(), **chosen)
+    return torch.optim.Adam(model.parameters(), lr, weight_decay=weight_decay, fused=True, capturable=on_gpu)
 
 
 def optimizer_of(model, settings, momentum=0.0):

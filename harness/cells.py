@@ -70,12 +70,13 @@ def choose_gpu(config):
         f"--device {config.device}: on a cluster Ray chooses the GPU; write --device cuda",
     )
     if number:  # CUDA reads this when it is first asked
-        visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+        known = os.environ.get("CUDA_VISIBLE_DEVICES")  # empty: all are hidden
+        visible = None if known is None else [gpu for gpu in known.split(",") if gpu]
         require(
-            not visible or int(number) < len(visible),
-            f"--device {config.device}: CUDA_VISIBLE_DEVICES names {len(visible)} GPUs, from 0",
+            visible is None or int(number) < len(visible),
+            lambda: f"--device {config.device}: CUDA_VISIBLE_DEVICES names {len(visible)} GPUs, from 0",
         )
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible[int(number)] if visible else number
+        os.environ["CUDA_VISIBLE_DEVICES"] = number if visible is None else visible[int(number)]
     return replace(config, device=name)
 
 
@@ -234,7 +235,7 @@ def run_cell(cell, spec, dataset, f_o_state, prepared=None, partial=None, progre
     requests, outputs, splits = [], [], make_splits(dataset, cell.task, cell.seed)
     for number, split in enumerate(splits):
         row = spec["hyperparameters"] if len(splits) == 1 else spec["hyperparameters"][number]
-        state = partial.with_suffix(f".request{number}.pt") if partial and len(splits) > 1 else partial
+        state = partial.with_suffix(f".request{number:03}.pt") if partial and len(splits) > 1 else partial
         known = test_accuracy(f, dataset, split) if row.get("stop") else None
         chosen = settings(row, seed=request_seed(cell, number), partial=state, test_accuracy=known, **given)
         with in_precision(spec):

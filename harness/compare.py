@@ -66,7 +66,7 @@ def compare(
     build : callable, optional
         ``build(classes)`` returns the same net with fresh weights; Retrain, T-S and SISA need it.
     seed : int
-        The source of all randomness: one seed gives the same result every time on the same machine.
+        The source of all randomness: one seed gives the same result every time on the same CPU.
     epochs, lr : int, float, optional
         Of Retrain and SISA; otherwise those of own data in `hyperparameters.TRAINING`. In class removal CaMU's rates
         follow from `lr` too.

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -271,7 +272,7 @@ def _cut(listing):
 
 def _cached_pixels(name, tree, listings, image_size, progress):
     """The images as {"train": uint8 (N, C, H, W), "test": ...}, from the cache beside the tree if current."""
-    digest = hashlib.sha256(repr((image_size, torchvision.__version__, "upright")).encode())
+    digest = hashlib.sha256(repr((image_size, PIL.__version__, "upright")).encode())
     for samples in listings.values():
         for path, _ in samples:
             stat = os.stat(path)

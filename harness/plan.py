@@ -152,7 +152,8 @@ class Plan:
         row = hyperparameters_of(method, self.dataset.name, "random", training, self.config.override)
         shards, samples = row["shards"], len(self.dataset.train)
         require(shards <= samples, f"{method}: {shards} shards are more than the {samples} training samples")
-        return self.pretrained_spec | row, row
+        spec = {name: value for name, value in self.pretrained_spec.items() if name != "checkpoint"}
+        return spec | row, row
 
     def refuse_unlike(self):
         """Raise a UserError if a cell was made with another configuration and is not to be overwritten."""
@@ -284,7 +285,8 @@ class Plan:
     def keep(self, cell, result):
         """Save what a cell's call returned."""
         record, stored, outputs = result if isinstance(result, tuple) else (result, None, None)
-        if cell not in self.records:
+        known = self.records.get(cell)
+        if known is None or known.get("metrics") != record.get("metrics"):  # another machine may end at other bits
             start = {"f_o": self.f_o_known()} if cell.tree not in ("audit", "relearn") else {}
             record |= start | self.provenance
             with store.locked(Path(self.config.results_dir)):

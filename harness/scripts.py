@@ -56,6 +56,11 @@ def run_script(function, settings, description):
             signal.signal(signal.SIGINT, interrupt)
         signal.signal(signal.SIGTERM, interrupt)
         function(chosen)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):  # torch's two
+            raise
+        print("error: there is not enough memory; try fewer --jobs or a smaller --batch-size", file=sys.stderr)
+        sys.exit(2)
     except (UserError, UserWarning, MemoryError) as error:
         message = " ".join(str(error).partition(" We'll try")[0].splitlines())
         print("error:", message or "there is not enough memory", file=sys.stderr)

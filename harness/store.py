@@ -10,7 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
+
+PATIENCE_S = 5  # after which a run that waits for another says so
 
 
 class UserError(Exception):
@@ -56,7 +58,11 @@ def locked(folder):
     lock = FileLock(folder / ".lock")
     with explained(f"{folder} cannot be written to", OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=PATIENCE_S)
+        except Timeout:
+            print(f"waiting for another run, which works on {folder}", flush=True)
+            lock.acquire()
     try:
         yield
     finally:

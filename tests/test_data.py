@@ -98,6 +98,10 @@ def test_a_task_forgets_so_many_samples(task, forgotten, kind):
 def test_samples_named_in_a_file_are_forgotten():
     split = make_split(blank(torch.arange(30) % 10), Task("ids-mine", ids=("7", "3")), seed=0)
     assert split.forget.tolist() == [3, 7] and len(split.remain) == 28 and split.forgotten_classes == ()
+    whole = make_split(blank(torch.arange(30) % 10), Task("ids-mine", ids=("7", "17", "27")), seed=0)
+    assert (whole.kind, whole.forgotten_classes) == ("class", (7,))
+    last = make_split(blank(torch.tensor([0] + 9 * [1])), parse_task("random50"), seed=0)
+    assert 0 in last.forget and last.forgotten_classes == ()  # by chance all of class 0
 
 
 def test_seed_data_set_and_task_alone_draw_the_forget_set():

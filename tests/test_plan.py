@@ -238,6 +238,17 @@ def test_saved_models_follow_their_cells(make_plan):
     assert load_tensors(model)["config"] == other.specs[cell()]
 
 
+def test_a_cell_that_ends_at_other_numbers_when_it_is_made_again_is_replaced(make_plan):
+    """As on another processor: the record, the model and the outputs are of one and the same model."""
+    finish(plan := make_plan(methods=("Retrain",)))
+    path = cell().path(plan.config)
+    record = read_record(path.read_bytes(), path)
+    save_record(path, record | {"metrics": {"A_r": 12.34}, "time_s": 56.78})
+    finish(make_plan(methods=("Retrain",), save_models=True))
+    again = read_record(path.read_bytes(), path)
+    assert again["metrics"] == record["metrics"] and again["time_s"] != 56.78
+
+
 def test_relearning_needs_the_models_only_until_it_is_finished(make_plan):
     again = cell(tree="relearn")
     finish(plan := make_plan(methods=("Retrain",), study="relearn"), cell())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pytest
+import torch
 from conftest import ROOT
 
 from harness.scripts import PORTABLE, run_script
@@ -118,14 +119,21 @@ def test_a_terminal_that_knows_few_signs_gets_the_rest_replaced():
     assert (done.returncode, done.stdout) == (0, "? ?\n"), done.stderr
 
 
-def test_too_little_memory_is_said_in_one_line(monkeypatch, capsys):
-    def fail(_):
-        raise MemoryError
+def no_memory(_):
+    raise MemoryError
 
+
+def no_memory_on_a_gpu(_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize("fail", [no_memory, no_memory_on_a_gpu, lambda _: torch.empty(10**15)])
+def test_too_little_memory_is_said_in_one_line(monkeypatch, capsys, fail):
     monkeypatch.setattr(sys, "argv", ["script.py"])
     with pytest.raises(SystemExit) as ended:
         run_script(fail, Settings, "what it does")
-    assert (ended.value.code, capsys.readouterr().err) == (2, "error: there is not enough memory\n")
+    line = capsys.readouterr().err
+    assert ended.value.code == 2 and line.startswith("error: there is not enough memory") and line.count("\n") == 1
 
 
 @pytest.mark.parametrize("output, status, said", [(">&-", 0, ""), (">/dev/full", 2, "no space is left")])

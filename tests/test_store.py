@@ -2,16 +2,19 @@
 
 import errno
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
+from harness import store
 from harness.store import (
     UserError,
     check_writable,
     digest,
     load_or_set_aside,
+    locked,
     read_record,
     read_tensors,
     save_atomically,
@@ -23,6 +26,15 @@ def test_runs_that_start_together_do_not_disturb_each_other(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(check_writable, [tmp_path / "runs"] * 200))
     assert not list((tmp_path / "runs").iterdir())
+
+
+def test_who_waits_for_another_run_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(store, "PATIENCE_S", 0.05)
+    with ThreadPoolExecutor() as pool, locked(tmp_path):
+        waiting = pool.submit(lambda: locked(tmp_path).__enter__())
+        while not (said := capsys.readouterr().out):
+            time.sleep(0.01)
+        assert said == f"waiting for another run, which works on {tmp_path}\n" and not waiting.done()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
