@@ -143,7 +143,7 @@ def evaluate(model, dataset, split, seed, threads=1):
 def gap(ours, retrain):
     """Mean of |ours - Retrain's| over the effectiveness metrics that Retrain has, in percentage points (ours).
 
-    Both map metrics to means over the seeds. A_r and A_f count in class removal too: the paper's tables leave them out.
+    Both map metrics to means over the seeds. In class removal A_r, A_f and A_ts count too; the paper leaves them out.
     """
     return float(np.mean([abs(ours[name] - retrain[name]) for name in METRICS if name in retrain]))
 

@@ -24,9 +24,10 @@ This page is made by `python report.py` from the cells beside it. How to read th
 - ↑ means that the highest value is best, ↓ the lowest, ≈ the closest to Retrain's. **Bold** is the best of a row,
   <ins>underlined</ins> the second best. Values that are equal as shown share a mark. Retrain and Original,
   the model before unlearning, are never marked.
-- <del>Struck out</del> is a method that has lost its model: its A_r is more than 20 points under Retrain's.
-- `gap` is the mean over the task's metrics of the absolute difference to Retrain, in percentage points, between means
-  over the seeds that both have. It is ours; the paper has none.
+- <del>Struck out</del> is a method that has lost its model: its A_r is more than 20 points under Retrain's. It is never
+  marked. Neither is a method that forgets nothing (see [the claims](#the-papers-claims)).
+- `gap` is the mean of the absolute differences to Retrain in A_r, A_f, A_ts, MIA and, in class removal, A_ts_r and
+  A_ts_f. It is in percentage points, between means over the seeds that both have. It is ours; the paper has none.
 - `MIA_diff` is the mean of |MIA − Retrain's MIA| over data sets and tasks; their number stands in brackets.
 - `A_r_clean` and `A_f_clean` are CIFAR's accuracies without the training transform of the published protocol."""
 GLANCE_REMARK = """\
@@ -191,7 +192,8 @@ def claims_by_place(cells):
 
 def search(folder):
     """The worst ToW of the best setting found ("none": none counts) and its number of runs, by data set and task."""
-    best = {path.stem: pd.read_csv(path).groupby("method").first() for path in sorted(folder.glob("*.csv"))}
+    tables_by_name = {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))}
+    best = {name: table.drop_duplicates("method").set_index("method") for name, table in tables_by_name.items()}
     methods = in_order({method for won in best.values() for method in won.index}, tables.ROWS)
     rows = []
     for name, won in best.items():

@@ -51,7 +51,8 @@ def read_cells(results_dir):
         for path in paths:
             with explained(f"{path} is no sound cell, remove it and run main.py again", Exception):
                 rows += rows_of(tree, read_record(bytes_of(path), path))
-    require(rows, f"{results_dir} holds no cells; make some with main.py --results-dir {results_dir}")
+    none = f"{results_dir} holds no cells; make some with main.py --results-dir {results_dir}"
+    require(any(row["tree"] != "audit" for row in rows), none)
     return frame(rows)
 
 
@@ -252,12 +253,12 @@ def costs(values, direction, decimals=2):
     return {method: round(sign * value, decimals) for method, value in others.items()}
 
 
-def rank(values, metric, lost=()):
+def rank(values, metric, skipped=()):
     """Which entries of a row are marked: method -> 1 for the best, 2 for the second best.
 
-    Retrain, Original and methods that have lost their model are passed over. With fewer than two left, none is marked.
+    Retrain, Original and the methods of `skipped` are passed over. With fewer than two left, none is marked.
     """
-    ranked = {m: value for m, value in values.items() if m not in lost}
+    ranked = {m: value for m, value in values.items() if m not in skipped}
     cost = costs(ranked, DIRECTIONS.get(metric, "↓"), DECIMALS.get(metric, 2))
     if len(cost) < 2:
         return {}

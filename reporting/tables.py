@@ -16,6 +16,7 @@ from reporting.summary import (
     REFERENCES,
     Stat,
     few_samples,
+    forgot_nothing,
     is_lost,
     rank,
 )
@@ -134,7 +135,8 @@ def entries(stats, place, metric, methods):
     """One row's entries: "mean ± std (seeds)", the best two marked, lost models struck out."""
     values = {m: stats[*place, m, metric] for m in methods if (*place, m, metric) in stats}
     lost = [method for method in values if is_lost(stats, place, method)]
-    marks = rank({method: stat.mean for method, stat in values.items()}, metric, lost)
+    skipped = lost + [method for method in values if forgot_nothing(stats, place, method)]
+    marks = rank({method: stat.mean for method, stat in values.items()}, metric, skipped)
     texts = {m: text(stat, decimals=summary.DECIMALS.get(metric, 2)) for m, stat in values.items()}
     shown = {m: f"{MARKS[marks.get(m, 0)].format(texts[m])} ({stat.seeds})" for m, stat in values.items()}
     shown |= {method: f"<del>{shown[method]}</del>" for method in lost}

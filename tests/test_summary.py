@@ -173,7 +173,7 @@ def test_marks_pass_over_retrain_and_lost_models_and_need_something_to_compare()
     assert summary.rank({"a": 1.0, "b": 2.0}, "A_r") == {}  # closest to what is not there
     assert summary.rank({"a": 1.001, "b": 1.004, "c": 3.0}, "time_s") == {"a": 1, "b": 1, "c": 2}
     assert summary.rank({"a": 0.051, "b": 0.054, "c": 0.2}, "JS_f") == {"a": 1, "b": 2}
-    assert summary.rank({"Retrain": 9.0, "a": 1.0, "b": 2.0, "c": 3.0}, "A_ts_f", lost=["a"]) == {"b": 1, "c": 2}
+    assert summary.rank({"Retrain": 9.0, "a": 1.0, "b": 2.0, "c": 3.0}, "A_ts_f", skipped=["a"]) == {"b": 1, "c": 2}
 
 
 def test_records_of_older_runs_still_count(tmp_path):
@@ -193,7 +193,11 @@ def test_records_of_older_runs_still_count(tmp_path):
 
 
 def test_no_cell_or_a_damaged_one_is_named(tmp_path):
-    with pytest.raises(UserError, match=f"{tmp_path} holds no cells; make some with main.py --results-dir"):
+    none = f"{tmp_path} holds no cells; make some with main.py --results-dir"
+    with pytest.raises(UserError, match=none):
+        read_cells(tmp_path)
+    write_audit(tmp_path, "Digit", "random10", "CaMU", 0, RMIA_AUC=50.0)  # of a cell that has gone
+    with pytest.raises(UserError, match=none):
         read_cells(tmp_path)
     write_random(tmp_path)
     path = tmp_path / "cells/Digit/random10/CaMU/seed1.json"

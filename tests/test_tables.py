@@ -185,6 +185,16 @@ def test_a_lost_model_is_struck_out_and_never_marked(tmp_path):
     assert attack["NegGrad"] == "<del>30.50 (1)</del>" and attack["SISA"] == "<ins>31.00</ins> (1)"
 
 
+def test_a_method_that_forgets_nothing_is_never_marked(tmp_path):
+    values = {"Retrain": CLASS, "Original": CLASS | {"A_f": 99.0}, "Boundary": CLASS | {"A_f": 98.0, "A_ts_r": 100.0}}
+    values |= {"CaMU": CLASS | {"A_ts_r": 90.0}, "SISA": CLASS | {"A_ts_r": 80.0}}
+    for method, metrics in values.items():
+        write_cell(tmp_path, "cells", "Digit", "class0", method, 0, metrics=metrics)
+    ours = row_of(paper_table(tmp_path, "Table 3"), "Digit", "class0", "A_ts_r ↑", "here")
+    marked = {method: ours[method] for method in ("Boundary", "CaMU", "SISA")}
+    assert marked == {"Boundary": "100.00 (1)", "CaMU": "**90.00** (1)", "SISA": "<ins>80.00</ins> (1)"}
+
+
 def test_the_mean_mia_difference_says_over_how_many_and_is_compared_only_over_as_many(tmp_path):
     write_random(tmp_path)
     write_random(tmp_path, "Fashion", methods={m: RANDOM[m] for m in ("Retrain", "SCRUB", "NegGrad")})
@@ -228,7 +238,8 @@ def test_original_stands_beside_the_methods_and_is_never_marked(tmp_path):
 
 def test_the_audit_has_a_table_and_what_is_missing_for_it_is_said(tmp_path):
     write_random(tmp_path, methods={name: RANDOM[name] for name in ("Retrain", "CaMU")})
-    write_random(tmp_path, methods={"Floor": RANDOM["Retrain"], "Original": RANDOM["SCRUB"], "SCRUB": RANDOM["SCRUB"]})
+    others = {"Floor": RANDOM["Retrain"], "Original": RANDOM["SCRUB"] | {"A_f": (100, 100)}, "SCRUB": RANDOM["SCRUB"]}
+    write_random(tmp_path, methods=others)
     for method, auc, js in (
         ("Retrain", 48.0, None),
         ("Floor", 49.0, 0.01),
