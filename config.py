@@ -26,7 +26,7 @@ class Config:
     """OptDigits, Digit, Fashion, CIFAR10, CIFAR100; your own image folder or .npz file under --data-root; or
     the name of another of torchvision's data sets"""
     tasks: tuple[str, ...] = ("random10", "class0")
-    """what to forget: random<percent>, class<k> (several: class0,3), or ids:<file> with one training index per line;
+    """what to forget: random<percent>, class<k> (several: class0,3), or ids:<file> with an index or path per line;
     requests one after another: class0>class1"""
     methods: tuple[Literal[("all", *HYPERPARAMETERS)], ...] = ("all",)
     """which methods; an ablation has its own"""

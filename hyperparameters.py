@@ -173,7 +173,7 @@ def hyperparameters_of(method, dataset, kind, training=None, overrides=()):
     row = dict(next(table[key] for key in keys if key in table))
     training = training or training_row(dataset, "ResNet-18")
     lr, defaults = training["lr"], {"epochs": training["retrain_epochs"]}
-    defaults |= {"lr": lr, "lr_ce": lr, "lr_kl": lr / 5}  # CaMU's rates are to each other as in the paper's CIFAR row
+    defaults |= {"lr": lr, "lr_ce": lr, "lr_kl": lr / 5}  # lr_ce / lr_kl as in CIFAR's class row
     row = {name: defaults.get(name) if value is None else value for name, value in row.items()}
     for text in overrides:
         target, name, value = parse_override(text)
