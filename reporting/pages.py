@@ -151,6 +151,7 @@ def other_section(dataset, task, cells, stats):
 
 def made_with(cells):
     """The versions and machines behind the cells, and which tables mix machines or settings."""
+    cells = summary.with_base(cells)  # the ablation's tables show plain cells too
     made = cells.versions.map(lambda versions: ", ".join(f"{name} {value}" for name, value in versions.items()))
     apart = ("seed", "forget_set", "method", "hyperparameters", "weights")
     common = [
