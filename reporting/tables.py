@@ -135,8 +135,7 @@ def entries(stats, place, metric, methods):
     """One row's entries: "mean ± std (seeds)", the best two marked, lost models struck out."""
     values = {m: stats[*place, m, metric] for m in methods if (*place, m, metric) in stats}
     lost = [method for method in values if is_lost(stats, place, method)]
-    skipped = lost + [method for method in values if forgot_nothing(stats, place, method)]
-    marks = rank({method: stat.mean for method, stat in values.items()}, metric, skipped)
+    marks = rank({method: stat.mean for method, stat in values.items()}, metric, unranked(stats, place, values))
     texts = {m: text(stat, decimals=summary.DECIMALS.get(metric, 2)) for m, stat in values.items()}
     shown = {m: f"{MARKS[marks.get(m, 0)].format(texts[m])} ({stat.seeds})" for m, stat in values.items()}
     shown |= {method: f"<del>{shown[method]}</del>" for method in lost}
@@ -145,6 +144,11 @@ def entries(stats, place, metric, methods):
     if metric in ("gap", "MIA_diff", "ToW", "JS_f", "churn"):
         shown["Retrain"] = "–"
     return [shown.get(method, "missing") for method in methods]
+
+
+def unranked(stats, place, methods):
+    """Those that no row marks at a (tree, dataset, task): they have lost their model, or forget nothing."""
+    return [m for m in methods if is_lost(stats, place, m) or forgot_nothing(stats, place, m)]
 
 
 def measured_metrics(stats, place):
@@ -201,8 +205,8 @@ def mia_rows(stats, published, pairs):
     every = [key[1:3] for key in theirs if key[3:] == ("Retrain", "MIA")]
     ours = {m: difference for m in METHODS if (difference := summary.mean_mia_difference(stats, pairs, m))}
     most = max((count for _, count in ours.values()), default=0)  # an average over fewer is not compared
-    lost = [m for m in ours for pair in pairs if is_lost(stats, ("cells", *pair), m)]
-    marks = rank({method: value for method, (value, count) in ours.items() if count == most}, "MIA_diff", lost)
+    skipped = [method for pair in pairs for method in unranked(stats, ("cells", *pair), ours)]
+    marks = rank({method: value for method, (value, count) in ours.items() if count == most}, "MIA_diff", skipped)
     derived = {m: difference for m in METHODS if (difference := summary.mean_mia_difference(theirs, every, m))}
     sources = {
         "here": {m: f"{MARKS[marks.get(m, 0)].format(f'{value:.2f}')} ({count})" for m, (value, count) in ours.items()},
