@@ -54,7 +54,7 @@ def load_once(real_data):
 @pytest.mark.parametrize("study", STUDIES)
 def test_committed_cells_are_still_of_the_same_configuration(study, load_once):
     cells = committed(study)
-    assert len(cells) == 365 if study == "" else cells
+    assert len(cells) == 406 if study == "" else cells
     for tree, record in cells:
         dataset, fingerprint = load_once(record["dataset"], STUDIES[study].get("label_noise", 0))
         made = record["config"]

@@ -11,18 +11,18 @@ from conftest import ROOT
 
 from harness.store import digest, load_tensors
 
+RESULTS = ROOT / "results"
 CPUINFO = Path("/proc/cpuinfo")
 AVX2 = platform.machine() == "x86_64" and CPUINFO.exists() and " avx2 " in CPUINFO.read_text()
 
 
 def committed(dataset):
     """The records of a data set's committed cells that were made with portable kernels."""
-    folders = (ROOT / "results/cells", ROOT / "results/portable/cells")
-    records = [json.loads(path.read_text()) for folder in folders for path in (folder / dataset).glob("*/*/seed*.json")]
+    records = [json.loads(path.read_text()) for path in RESULTS.glob(f"cells/{dataset}/*/*/seed*.json")]
     return [record for record in records if record["config"].get("kernels") == "portable"]
 
 
-def make_again(folder, results, dataset, tasks, methods, *more):
+def make_again(folder, dataset, tasks, methods, *more):
     """Run the command that a user would, and compare metrics, configuration and f_o with the committed cells'."""
     options = ["--dataset", dataset, "--kernels", "portable", "--tasks", *tasks, "--methods", *methods, "--quiet"]
     folders = ["--results-dir", "runs", "--checkpoints-dir", "checkpoints", *more]
@@ -33,7 +33,7 @@ def make_again(folder, results, dataset, tasks, methods, *more):
     for task in tasks:
         for method in methods:
             path = f"cells/{dataset}/{task}/{method}/seed0.json"
-            ours, theirs = (json.loads((root / path).read_text()) for root in (folder / "runs", results))
+            ours, theirs = (json.loads((root / path).read_text()) for root in (folder / "runs", RESULTS))
             for name in ("metrics", "config", "f_o"):
                 assert ours[name] == theirs[name]
 
@@ -41,17 +41,17 @@ def make_again(folder, results, dataset, tasks, methods, *more):
 @pytest.mark.slow
 @pytest.mark.skipif(not AVX2, reason="portable kernels need an x86 processor with AVX2")
 def test_four_committed_cells_are_made_again_to_the_last_digit(tmp_path):
-    make_again(tmp_path, ROOT / "results", "OptDigits", ("class0", "random10"), ("T-S", "CaMU"))
+    make_again(tmp_path, "OptDigits", ("class0", "random10"), ("T-S", "CaMU"))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not AVX2, reason="portable kernels need an x86 processor with AVX2")
 def test_a_committed_cell_of_digit_is_made_again_to_the_last_digit(tmp_path, real_data):
     more = ("--data-root", str(real_data))
-    make_again(tmp_path, ROOT / "results/portable", "Digit", ("class0",), ("CaMU",), *more)
+    make_again(tmp_path, "Digit", ("class0",), ("CaMU",), *more)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "results/models").glob("*/*.pt")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("models/*/*.pt")), ids=lambda path: path.parent.name)
 def test_the_committed_models_are_those_that_the_committed_cells_started_from(path):
     stored, records = load_tensors(path), committed(path.parent.name)
     known = {(record["f_o"]["digest"], f"pretrained-{record['config']['pretrained']}.pt") for record in records}
