@@ -48,7 +48,7 @@ class Config:
     """with --model torchvision:<name>: torchvision's weights of this name, such as DEFAULT, under a fresh head. Every
     training starts from them, Retrain's too"""
     checkpoint: str = ""
-    """the trained weights, a state dict saved by torch.save, in place of pretraining"""
+    """trained weights in place of pretraining: a state dict saved by torch.save, or a model file of this program"""
     data_root: str = "data"
     """where the data sets are looked for, and downloaded to"""
     results_dir: str = "runs"

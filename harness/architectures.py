@@ -14,6 +14,8 @@ import torchvision
 import models
 from harness.store import explained, require
 
+NESTS = ("state_dict", "values", "model", "state")  # where a file may hold a state dict; ours have two
+
 
 def with_architecture(dataset, config):
     """The data set with the model that --model and its companions name; a UserError if it does not fit the images."""
@@ -120,16 +122,17 @@ def own_weights(path, dataset):
     cannot = f"--checkpoint {path} cannot be read, save a state dict with torch.save"
     with explained(cannot, Exception):  # zip and pickle readers each raise their own
         stored = torch.load(path, weights_only=True, map_location="cpu")
-    while isinstance(stored, dict) and (inner := [k for k in ("state_dict", "model", "state") if k in stored]):
+    while isinstance(stored, dict) and (inner := [k for k in NESTS if isinstance(stored.get(k), dict)]):
         stored = stored[inner[0]]
     require(
         isinstance(stored, dict) and all(isinstance(value, torch.Tensor) for value in stored.values()),
         f"--checkpoint {path} holds no state dict; save one with torch.save(net.state_dict(), path)",
     )
     model = models.build(dataset.model, len(dataset.classes), seed=0)
-    own = model.model if isinstance(model, models.Represented) else model
     for prefix in ("module.", "_orig_mod."):  # of DataParallel and torch.compile
         stored = {name.removeprefix(prefix): value for name, value in stored.items()}
+    wrapped = isinstance(model, models.Represented) and stored.keys() != model.state_dict().keys()
+    own = model.model if wrapped else model
     with explained(f"--checkpoint {path} does not fit --model {dataset.model}", RuntimeError):
         own.load_state_dict(stored)
     finite = all(value.isfinite().all() for value in stored.values() if value.is_floating_point())

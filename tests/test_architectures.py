@@ -1,6 +1,7 @@
 """Architectures and checkpoints of one's own on the command line."""
 
 import json
+from pathlib import Path
 from urllib.error import URLError
 
 import pytest
@@ -14,7 +15,7 @@ from config import Config
 from harness.architectures import check_architecture, own_weights, pretrained_weights, with_architecture
 from harness.cells import load_model, pretrained_spec
 from harness.datasets import load
-from harness.store import UserError
+from harness.store import UserError, save_tensors
 
 SOURCE = """
 from torch import nn
@@ -164,6 +165,15 @@ def test_a_checkpoint_is_taken_as_people_save_them(photos, wrap, prefix):
     torch.save(wrap({prefix + name: value for name, value in net.state_dict().items()}), "weights.pt")
     found = own_weights("weights.pt", dataset)
     assert all(torch.equal(found[f"model.{name}"], value) for name, value in net.state_dict().items())
+
+
+def test_a_model_file_of_the_program_is_a_checkpoint_too(photos):
+    dataset = with_architecture(photos, config())
+    state = models.build(dataset.model, 3, seed=5).state_dict()
+    for stored in ({"state": state, "accuracy": {}}, {"model": dataset.model, "members": 0, "state": state}):
+        save_tensors(Path("stored.pt"), stored)
+        found = own_weights("stored.pt", dataset)
+        assert found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
 
 
 @pytest.mark.parametrize(
