@@ -4,6 +4,7 @@ import ctypes
 import itertools
 import os
 import signal
+import warnings
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from pathlib import Path
@@ -43,6 +44,8 @@ def one_by_one(function, calls, config, bar):
 
 
 def side_by_side(function, calls, config, bar):
+    # joblib replaces a process whose memory has grown; nothing is lost
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
     ways = {"return_as": "generator_unordered", "pre_dispatch": config.jobs}
     parallel = joblib.Parallel(config.jobs, "loky", **ways, initializer=die_with, initargs=(os.getpid(),))
     try:

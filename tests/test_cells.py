@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shlex
 from dataclasses import fields, replace
 from functools import cache
@@ -34,16 +35,14 @@ STUDIES = {
     "other-pretraining/20-epochs": {"pretrain_epochs": 20},
     "other-pretraining/2-threads": {"threads": 2},
 }
-ON_GPU = "CIFAR10"  # whose images the tests do not have
+CIFAR = "CIFAR10"  # whose images the tests do not have
 
 
-def committed(study, on_gpu=False):
+def committed(study, cifar=False):
     """(tree, record) of every cell of a study."""
     made = [tree for tree in TREES if tree != "audit"]
     paths = [path for tree in made for path in (ROOT / "results" / study).glob(f"{tree}/*/*/*/seed*.json")]
-    return [
-        (path.parts[-5], json.loads(path.read_text())) for path in sorted(paths) if (ON_GPU in path.parts) == on_gpu
-    ]
+    return [(path.parts[-5], json.loads(path.read_text())) for path in sorted(paths) if (CIFAR in path.parts) == cifar]
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +50,21 @@ def load_once(real_data):
     return cache(lambda name, noise: (dataset := load(name, real_data, None, noise), dataset.fingerprint()))
 
 
+@pytest.fixture
+def any_device(monkeypatch):
+    monkeypatch.setattr(cells, "resolve_device", lambda config: config.device)
+
+
 @pytest.mark.parametrize("study", STUDIES)
-def test_committed_cells_are_still_of_the_same_configuration(study, load_once):
-    cells = committed(study)
-    assert len(cells) == 406 if study == "" else cells
-    for tree, record in cells:
+def test_committed_cells_are_still_of_the_same_configuration(study, load_once, any_device):
+    found = committed(study)
+    assert len(found) == 742 if study == "" else found
+    for tree, record in found:
         dataset, fingerprint = load_once(record["dataset"], STUDIES[study].get("label_noise", 0))
         made = record["config"]
-        options = {"threads": made["threads"], "kernels": made.get("kernels", "native"), "device": "cpu"}
-        options |= STUDIES[study]
+        options = {"threads": made["threads"], "kernels": made.get("kernels", "native"), "device": made["device"]}
+        given = re.search(r"--checkpoint (results\S+)", record.get("command", ""))
+        options |= STUDIES[study] | {"checkpoint": str(ROOT / given[1]) if given else ""}
         config = Config(dataset=(record["dataset"],), **options)
         cell = Cell(record["dataset"], parse_task(record["task"]), record["method"], record["seed"], tree)
         splits = make_splits(dataset, cell.task, cell.seed)
@@ -67,17 +72,20 @@ def test_committed_cells_are_still_of_the_same_configuration(study, load_once):
         assert spec == record["config"], f"{tree} {cell}"
 
 
-@pytest.mark.parametrize(("study", "passes"), [("", ()), ("other-passes", {"class": 2, "random": 1})])
-def test_committed_gpu_cells_are_still_of_the_same_configuration(study, passes, monkeypatch):
-    monkeypatch.setattr(cells, "resolve_device", lambda config: "cuda")
-    dataset = replace(make_toy_dataset(), name=ON_GPU, model="ResNet-18")
-    found = committed(study, on_gpu=True)
-    assert len(found) == (12 if study == "" else 2)
+OTHER_PASSES = {"class": ("CaMU.passes=2",), "random": ("CaMU.passes=1",)}
+
+
+@pytest.mark.parametrize("study, count", [("", 12), ("other-passes", 2), ("other-pretraining/lr-1e-3", 4)])
+def test_committed_cifar_cells_are_still_of_the_same_configuration(study, count, any_device):
+    dataset = replace(make_toy_dataset(), name=CIFAR, model="ResNet-18")
+    found = committed(study, cifar=True)
+    assert len(found) == count
     for tree, record in found:
-        cell = Cell(ON_GPU, parse_task(record["task"]), record["method"], record["seed"], tree)
+        cell = Cell(CIFAR, parse_task(record["task"]), record["method"], record["seed"], tree)
         splits = make_splits(dataset, cell.task, cell.seed)
-        options = {"override": (f"CaMU.passes={passes[splits[0].kind]}",)} if passes else {}
-        config = Config(dataset=(ON_GPU,), **options)
+        options = {"override": OTHER_PASSES[splits[0].kind] if study == "other-passes" else ()}
+        options |= {"lr": 1e-3} if study.endswith("lr-1e-3") else {}
+        config = Config(dataset=(CIFAR,), device="cuda", **options)
         spec = cell_spec(cell, dataset, splits, pretrained_spec(dataset, record["config"]["data"], config), config)
         assert spec | {"forget_set": record["config"]["forget_set"]} == record["config"], f"{tree} {cell}"
 

