@@ -30,6 +30,10 @@ STUDIES = {
     "retrain-10-epochs": {"retrain_epochs": 10},
     "label-noise": {"label_noise": 20.0, "pretrain_epochs": 60, "retrain_epochs": 60},
     "longer-T-S": {"override": ("T-S.epochs=10", "T-S.lr=1e-3")},
+    "other-settings": {
+        "override": ("NegGrad.stop=0", "NegGrad.epochs=5", "Boundary.lr=2e-3", "SCRUB.lr=3e-4")
+        + ("Unroll.lr=3e-3", "Unroll.epochs=1")
+    },
     "other-pretraining/9-epochs": {"pretrain_epochs": 9},
     "other-pretraining/11-epochs": {"pretrain_epochs": 11},
     "other-pretraining/20-epochs": {"pretrain_epochs": 20},
