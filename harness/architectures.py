@@ -14,7 +14,7 @@ import torchvision
 import models
 from harness.store import explained, require
 
-NESTS = ("state_dict", "values", "model", "state")  # where a file may hold a state dict; ours have two
+NESTS = ("state_dict", "values", "model", "state")  # where a file may hold its state dict
 
 
 def with_architecture(dataset, config):
@@ -131,8 +131,8 @@ def own_weights(path, dataset):
     model = models.build(dataset.model, len(dataset.classes), seed=0)
     for prefix in ("module.", "_orig_mod."):  # of DataParallel and torch.compile
         stored = {name.removeprefix(prefix): value for name, value in stored.items()}
-    wrapped = isinstance(model, models.Represented) and stored.keys() != model.state_dict().keys()
-    own = model.model if wrapped else model
+    ours = not isinstance(model, models.Represented) or stored.keys() == model.state_dict().keys()
+    own = model if ours else model.model
     with explained(f"--checkpoint {path} does not fit --model {dataset.model}", RuntimeError):
         own.load_state_dict(stored)
     finite = all(value.isfinite().all() for value in stored.values() if value.is_floating_point())

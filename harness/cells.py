@@ -102,11 +102,7 @@ def machine_spec(config):
 
 
 def in_precision(spec):
-    """The context in which a specification's trainings run.
-
-    There is no torch.compile for bf16: on an H200 it makes ResNet-18's captured steps a seventh faster, but compiles
-    each model for half a minute. In 40 epochs of CIFAR, the longest training here, nothing would be gained.
-    """
+    """The context in which a specification's trainings run. No torch.compile: compiling takes longer than it saves."""
     # under a captured step nothing may be kept from call to call
     return torch.autocast(spec["device"], torch.bfloat16, spec["precision"] == "bf16", cache_enabled=False)
 

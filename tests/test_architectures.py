@@ -7,7 +7,7 @@ from urllib.error import URLError
 import pytest
 import torch
 import torchvision
-from conftest import write_tree
+from conftest import ROOT, write_tree
 from torch import nn
 
 import models
@@ -15,7 +15,7 @@ from config import Config
 from harness.architectures import check_architecture, own_weights, pretrained_weights, with_architecture
 from harness.cells import load_model, pretrained_spec
 from harness.datasets import load
-from harness.store import UserError, save_tensors
+from harness.store import UserError, digest, save_tensors
 
 SOURCE = """
 from torch import nn
@@ -170,10 +170,11 @@ def test_a_checkpoint_is_taken_as_people_save_them(photos, wrap, prefix):
 def test_a_model_file_of_the_program_is_a_checkpoint_too(photos):
     dataset = with_architecture(photos, config())
     state = models.build(dataset.model, 3, seed=5).state_dict()
-    for stored in ({"state": state, "accuracy": {}}, {"model": dataset.model, "members": 0, "state": state}):
-        save_tensors(Path("stored.pt"), stored)
-        found = own_weights("stored.pt", dataset)
-        assert found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
+    save_tensors(Path("stored.pt"), {"model": dataset.model, "classes": 3, "members": 0, "config": {}, "state": state})
+    found = own_weights("stored.pt", dataset)
+    assert found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
+    (committed,) = (ROOT / "results/models/OptDigits").glob("*.pt")
+    assert digest(own_weights(committed, load("OptDigits", "."))) == "1bf7e371faf0c9e9"  # as in the cells' files
 
 
 @pytest.mark.parametrize(

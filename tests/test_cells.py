@@ -24,21 +24,21 @@ from harness.store import UserError, load_tensors, save_tensors
 from harness.tasks import parse_task, parse_tasks
 from metrics import accuracy, predict
 
+OTHER_SETTINGS = "NegGrad.stop=0 NegGrad.epochs=5 Boundary.lr=2e-3 SCRUB.lr=3e-4 Unroll.lr=3e-3 Unroll.epochs=1"
 # Folder of cells below results/ -> the options it was made with.
 STUDIES = {
     "": {},
     "retrain-10-epochs": {"retrain_epochs": 10},
     "label-noise": {"label_noise": 20.0, "pretrain_epochs": 60, "retrain_epochs": 60},
     "longer-T-S": {"override": ("T-S.epochs=10", "T-S.lr=1e-3")},
-    "other-settings": {
-        "override": ("NegGrad.stop=0", "NegGrad.epochs=5", "Boundary.lr=2e-3", "SCRUB.lr=3e-4")
-        + ("Unroll.lr=3e-3", "Unroll.epochs=1")
-    },
+    "other-settings": {"override": tuple(OTHER_SETTINGS.split())},
     "other-pretraining/9-epochs": {"pretrain_epochs": 9},
     "other-pretraining/11-epochs": {"pretrain_epochs": 11},
     "other-pretraining/20-epochs": {"pretrain_epochs": 20},
     "other-pretraining/2-threads": {"threads": 2},
 }
+OTHER_PASSES = {"class": ("CaMU.passes=2",), "random": ("CaMU.passes=1",)}  # of the folder other-passes
+MADE_ON_A_GPU = ("random15", "random20", "class1", "class2")  # the tasks of the folder ""
 CIFAR = "CIFAR10"  # whose images the tests do not have
 
 
@@ -66,6 +66,7 @@ def test_committed_cells_are_still_of_the_same_configuration(study, load_once, a
     for tree, record in found:
         dataset, fingerprint = load_once(record["dataset"], STUDIES[study].get("label_noise", 0))
         made = record["config"]
+        assert made["device"] == ("cuda" if study == "" and record["task"] in MADE_ON_A_GPU else "cpu")
         options = {"threads": made["threads"], "kernels": made.get("kernels", "native"), "device": made["device"]}
         given = re.search(r"--checkpoint (results\S+)", record.get("command", ""))
         options |= STUDIES[study] | {"checkpoint": str(ROOT / given[1]) if given else ""}
@@ -74,9 +75,6 @@ def test_committed_cells_are_still_of_the_same_configuration(study, load_once, a
         splits = make_splits(dataset, cell.task, cell.seed)
         spec = cell_spec(cell, dataset, splits, pretrained_spec(dataset, fingerprint, config), config)
         assert spec == record["config"], f"{tree} {cell}"
-
-
-OTHER_PASSES = {"class": ("CaMU.passes=2",), "random": ("CaMU.passes=1",)}
 
 
 @pytest.mark.parametrize("study, count", [("", 12), ("other-passes", 2), ("other-pretraining/lr-1e-3", 4)])
