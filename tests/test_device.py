@@ -28,8 +28,7 @@ def test_it_measures_everything_and_writes_each_line_at_once(tmp_path, monkeypat
     assert [(r["model"], r["precision"], r["way"]) for r in rates] == [
         ("CNN", precision, way) for precision in ("float32", "bf16") for way in ("captured", "eager")
     ]
-    assert all(line["images_per_s"] > 0 for line in rates)
-    assert CUDA or all(line["share_of_peak"] > 0 for line in rates)  # a GPU's, with so few images, is rounded to 0
+    assert all(line["images_per_s"] > 0 and line["share_of_peak"] > 0 for line in rates)
     (together,) = [line for line in lines if line.get("what") == "training side by side"]
     assert together["processes"] == 2 and together["mps"] and together["images_per_s"] > 0
     assert [(config.dataset, config.time_limit) for config in runs] == [(("OptDigits",), None), (("Digit",), 5)]
