@@ -12,9 +12,9 @@ import torch
 import torchvision
 
 import models
-from harness.store import explained, require
+from harness.store import explained, load_tensors, require
 
-NESTS = ("state_dict", "values", "model", "state")  # where a file may hold its state dict
+NESTS = ("state_dict", "model", "state")  # where a file may hold its state dict
 
 
 def with_architecture(dataset, config):
@@ -122,6 +122,8 @@ def own_weights(path, dataset):
     cannot = f"--checkpoint {path} cannot be read, save a state dict with torch.save"
     with explained(cannot, Exception):  # zip and pickle readers each raise their own
         stored = torch.load(path, weights_only=True, map_location="cpu")
+        if isinstance(stored, dict) and stored.keys() == {"file", "values"}:  # this program's own: it has a checksum
+            stored = load_tensors(path)
     while isinstance(stored, dict) and (inner := [k for k in NESTS if isinstance(stored.get(k), dict)]):
         stored = stored[inner[0]]
     require(

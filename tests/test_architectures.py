@@ -173,6 +173,11 @@ def test_a_model_file_of_the_program_is_a_checkpoint_too(photos):
     save_tensors(Path("stored.pt"), {"model": dataset.model, "classes": 3, "members": 0, "config": {}, "state": state})
     found = own_weights("stored.pt", dataset)
     assert found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
+    content = bytearray(Path("stored.pt").read_bytes())
+    content[len(content) // 2] ^= 1  # among the weights: torch reads it as if nothing was wrong
+    Path("stored.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"--checkpoint stored.pt cannot be read.*: the checksum is wrong"):
+        own_weights("stored.pt", dataset)
     (committed,) = (ROOT / "results/models/OptDigits").glob("*.pt")
     assert digest(own_weights(committed, load("OptDigits", "."))) == "1bf7e371faf0c9e9"  # as in the cells' files
 
