@@ -19,7 +19,6 @@ import harness.scripts  # first: Ctrl-C during the slow imports below then ends 
 # isort: split
 import json
 import multiprocessing
-import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ import torch.nn.functional as F
 import main as program
 import models
 from baselines import METHODS
-from benchmarks.speed import step_gflop
+from benchmarks.speed import peak_gflops, seconds, step_gflop
 from config import Config
 from data import Images, generator, whole_split
 from harness import graphs
@@ -135,7 +134,7 @@ def rates(name, images, precision):
     index, crops = torch.arange(32, device=images.device), images.draw_crops(32, generator("crops"))
     x, y = images.batch(index, crops), images.labels[index]
     gflop = step_gflop(lambda: F.cross_entropy(model(x)[0], y).backward()) / 32
-    peak = peak_gflops(images.device, precision)
+    peak = peak_gflops(8192 if images.device.type == "cuda" else 512, images.device, precision)
     for way in ("captured", "eager"):
         with eagerly() if way == "eager" else nullcontext():
             rate = training_rate(name, images, precision)
@@ -174,24 +173,6 @@ def train_beside(number, count, start, rates):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     use_machine({"device": device.type, "threads": 1})
     rates[number] = training_rate("CNN", cases(count, device)["CNN"], "float32", start.wait)
-
-
-def peak_gflops(device, precision, rounds=10):
-    """The matrix-product rate, the best of several products: in TF32, as the convolutions, for float32 on CUDA."""
-    side, dtype = 8192 if device.type == "cuda" else 512, torch.bfloat16 if precision == "bf16" else torch.float32
-    a, before = torch.rand(side, side, device=device, dtype=dtype), torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
-    best = min(seconds(lambda: a @ a) for _ in range(rounds))
-    torch.backends.cuda.matmul.allow_tf32 = before
-    return 2 * side**3 / best / 1e9
-
-
-def seconds(run):
-    started = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -287,7 +287,7 @@ class Plan:
         record, stored, outputs = result if isinstance(result, tuple) else (result, None, None)
         known = self.records.get(cell)
         if known is None or known.get("metrics") != record.get("metrics"):  # another machine may end at other bits
-            start = {"f_o": self.f_o_known()} if cell.tree not in ("audit", "relearn") else {}
+            start = {"f_o": self.f_o_known(cell)} if cell.tree != "audit" else {}
             record |= start | self.provenance
             with store.locked(Path(self.config.results_dir)):
                 self.look_again(cell)
@@ -307,8 +307,10 @@ class Plan:
                 self.unlike = {cell: differences(record["config"], self.specs[cell])}
                 self.refuse_unlike()
 
-    def f_o_known(self):
+    def f_o_known(self, cell):
         """What a record says of the pre-unlearning model: the digest of its weights, and its accuracies in percent."""
+        if cell.tree == "relearn":  # it starts from the plain cell's model, and needs no f_o itself
+            return self.records[replace(cell, tree="cells")].get("f_o", {})
         return {"digest": store.digest(self.f_o["state"]), "accuracy": self.f_o["accuracy"]}
 
     def listing(self):

@@ -258,6 +258,7 @@ def test_relearning_needs_the_models_only_until_it_is_finished(make_plan):
     finish(plan, again)
     plan = make_plan(methods=("Retrain",), study="relearn")
     assert not plan.todo("cells") and not plan.todo("relearn")
+    assert plan.records[again]["f_o"] == plan.records[cell()]["f_o"] != {}
 
 
 def test_relearning_takes_no_model_of_another_configuration(make_plan):
