@@ -86,9 +86,9 @@ def report(cells, figures):
             timed = sorted(set(its_cells.conditions) - {""}) if tree == "efficiency" else []
             parts += [f"Measured on: {'; '.join(timed)}." if timed else "", made_by(its_cells)]
     parts += [text for name in PICTURES for text in pictures(name, figures)]
-    for dataset, task in sorted({*zip(cells.dataset, cells.task)}):
-        if dataset not in PAPER_DATASETS or task not in PAPER_TASKS:
-            parts += other_section(dataset, task, cells, stats)
+    for dataset, name in sorted({*zip(cells.dataset, cells.task.map(summary.without_request))}):
+        if dataset not in PAPER_DATASETS or name not in PAPER_TASKS:
+            parts += other_section(dataset, name, cells, stats)
     return "\n\n".join(part for part in [*parts, made_with(cells)] if part) + "\n"
 
 
@@ -138,14 +138,15 @@ def pictures(name, figures):
     return [f"## Pictures: {name}", PICTURES[name], *links] if drawn else []
 
 
-def other_section(dataset, task, cells, stats):
-    """Everything there is of a data set and task that the paper does not have."""
-    its_cells = cells[(cells.dataset == dataset) & (cells.task == task)]
+def other_section(dataset, name, cells, stats):
+    """Everything there is of a data set and task that the paper does not have, after each request of several."""
+    its_cells = cells[(cells.dataset == dataset) & (cells.task.map(summary.without_request) == name)]
     for tree in in_order(set(its_cells.tree), TREES):
-        place = (tree, dataset, task)
-        methods = in_order({key[3] for key in stats if key[:3] == place}, tables.ROWS)
-        rows = tables.metric_rows(stats, place, tables.measured_metrics(stats, place), methods)
-        title = f"## Not in the paper: {dataset}, {task} ({tree})"
+        places = [(tree, dataset, task) for task in dict.fromkeys(its_cells.task)]
+        methods = in_order({key[3] for key in stats if key[:3] in places}, tables.ROWS)
+        measured = {place: tables.measured_metrics(stats, place) for place in places}
+        rows = [row for place in places for row in tables.metric_rows(stats, place, measured[place], methods)]
+        title = f"## Not in the paper: {dataset}, {name} ({tree})"
         yield from [title, tables.stats_table(rows, methods), made_by(its_cells[its_cells.tree == tree])]
 
 

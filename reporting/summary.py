@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -102,6 +103,11 @@ def rows_of(tree, record):
     requests = record.get("requests", [])
     tasks = [f"{record['task']} ({number} of {len(requests)})" for number in range(1, len(requests) + 1)]
     return [row(tree, record | {"task": task} | after) for task, after in zip(tasks, requests)] or [row(tree, record)]
+
+
+def without_request(task):
+    """A task's name without the number of its request, which `rows_of` adds."""
+    return re.sub(r" \(\d+ of \d+\)$", "", task)
 
 
 def row(tree, record):

@@ -8,6 +8,7 @@ from conftest import QUIET, RANDOM, ROOT, write_cell, write_random
 
 from harness.store import UserError
 from reporting import pages
+from reporting.figures import draw_figures
 from reporting.summary import read_cells
 
 CLASS = {"A_r": 99.0, "A_f": 0.0, "A_ts": 88.0, "A_ts_r": 98.0, "A_ts_f": 0.0, "MIA": 30.0}
@@ -53,6 +54,19 @@ def test_one_seed_has_no_std(tmp_path):
     assert "±" not in report(tmp_path) and "0.00 (1)" in report(tmp_path)
     write_cell(tmp_path, "cells", "Digit", "class0", "CaMU", 1, metrics=CLASS)
     assert "0.00 ± 0.00" in report(tmp_path)
+
+
+def test_several_requests_share_a_section_and_the_last_is_drawn(tmp_path):
+    requests = [{"metrics": CLASS | {"A_ts_r": 98.0 - number}, "time_s": 1.0} for number in range(3)]
+    for method in ("Retrain", "CaMU"):
+        write_cell(tmp_path, "cells", "Digit", "class0-then-class1-then-class2", method, 0, requests=requests)
+    cells = read_cells(tmp_path)
+    drawn = list(draw_figures(cells))
+    assert drawn == ["bars-class0-then-class1-then-class2-other"]
+    shown = rows(section(pages.report(cells, drawn), "Not in the paper: Digit, class0-then-class1-then-class2 (cells)"))
+    found = [(row[1], row[4]) for row in shown if row[2] == "A_ts_r ↑"]
+    task = "class0-then-class1-then-class2 ({} of 3)"
+    assert found == [(task.format(number + 1), f"{98 - number:.2f} (1)") for number in range(3)]
 
 
 def test_a_lost_model_is_struck_out_wherever_it_stands_and_never_best(tmp_path):
