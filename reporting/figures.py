@@ -17,11 +17,11 @@ from reporting.summary import (
     PAPER_DATASETS,
     PAPER_TASKS,
     REFERENCES,
+    after_last_request,
     in_order,
     is_lost,
     relearning_curves,
     summarise,
-    without_request,
 )
 
 # Okabe and Ito's colours, with grey for Original and wine for their yellow, which is too pale on white; three more for
@@ -43,17 +43,17 @@ def draw_figures(cells):
 
     Of several requests the last one counts.
     """
+    cells = after_last_request(cells)
     curves, stats = relearning_curves(cells), summarise(cells)
-    figures, last = {}, {without_request(task): task for task in cells.task}
-    for name in in_order(last, PAPER_TASKS):
-        task = last[name]
-        datasets = in_order(set(cells.dataset[cells.task == task]), PAPER_DATASETS)
-        paper = [dataset for dataset in datasets if dataset in PAPER_DATASETS and name in PAPER_TASKS]
-        for end, chosen in (("", paper), ("-other", [dataset for dataset in datasets if dataset not in paper])):
-            figures[f"relearning-{name}{end}"] = draw_relearning(curves, task, chosen, stats)
-            figures[f"gap-time-{name}{end}"] = draw_gap_time(stats, task, chosen)
-            figures[f"bars-{name}{end}"] = draw_bars(stats, task, chosen)
-            figures[f"audit-{name}{end}"] = draw_audit(stats, task, chosen)
+    figures = {}
+    for task in in_order(set(cells.task), PAPER_TASKS):
+        names = in_order(set(cells.dataset[cells.task == task]), PAPER_DATASETS)
+        paper = [name for name in names if name in PAPER_DATASETS and task in PAPER_TASKS]
+        for end, datasets in (("", paper), ("-other", [name for name in names if name not in paper])):
+            figures[f"relearning-{task}{end}"] = draw_relearning(curves, task, datasets, stats)
+            figures[f"gap-time-{task}{end}"] = draw_gap_time(stats, task, datasets)
+            figures[f"bars-{task}{end}"] = draw_bars(stats, task, datasets)
+            figures[f"audit-{task}{end}"] = draw_audit(stats, task, datasets)
     return {name: figure for name, figure in figures.items() if figure}
 
 

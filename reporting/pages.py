@@ -142,12 +142,13 @@ def other_section(dataset, name, cells, stats):
     """Everything there is of a data set and task that the paper does not have, after each request of several."""
     its_cells = cells[(cells.dataset == dataset) & (cells.task.map(summary.without_request) == name)]
     for tree in in_order(set(its_cells.tree), TREES):
-        places = [(tree, dataset, task) for task in dict.fromkeys(its_cells.task)]
+        made = its_cells[its_cells.tree == tree]
+        places = [(tree, dataset, task) for task in dict.fromkeys(made.task)]
         methods = in_order({key[3] for key in stats if key[:3] in places}, tables.ROWS)
         measured = {place: tables.measured_metrics(stats, place) for place in places}
         rows = [row for place in places for row in tables.metric_rows(stats, place, measured[place], methods)]
         title = f"## Not in the paper: {dataset}, {name} ({tree})"
-        yield from [title, tables.stats_table(rows, methods), made_by(its_cells[its_cells.tree == tree])]
+        yield from [title, tables.stats_table(rows, methods), made_by(made)]
 
 
 def made_with(cells):

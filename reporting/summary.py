@@ -27,6 +27,7 @@ MEASURED = (*METRICS, *CLEAN, *AUDIT, "start_A_r", *MOVES, "attacked")  # the co
 NOISY = ("MIA", "MIA_diff", *AUDIT[:2], "gap")  # what is noise with fewer than FEWEST samples
 PLACE = ["tree", "dataset", "task"]
 CELL = ["dataset", "task", "method", "seed"]
+REQUEST = r" \((\d+) of (\d+)\)$"  # what `rows_of` adds to a task's name
 DIRECTIONS = {**dict.fromkeys(("A_r", "A_f", "MIA", *AUDIT[:2], *CLEAN), "≈")}
 DIRECTIONS |= dict.fromkeys(("A_ts", "A_ts_r", "ToW"), "↑")  # all others: ↓
 DECIMALS = {"JS_f": 3}  # that are shown; 2 of all others
@@ -106,8 +107,15 @@ def rows_of(tree, record):
 
 
 def without_request(task):
-    """A task's name without the number of its request, which `rows_of` adds."""
-    return re.sub(r" \(\d+ of \d+\)$", "", task)
+    """A task's name without the number of its request."""
+    return re.sub(REQUEST, "", task)
+
+
+def after_last_request(cells):
+    """The cells without those of earlier requests, each under its task's own name, as relearning has it."""
+    numbers = cells.task.str.extract(REQUEST).fillna("")
+    last = cells[numbers[0] == numbers[1]]
+    return last.assign(task=last.task.map(without_request))
 
 
 def row(tree, record):

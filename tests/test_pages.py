@@ -60,9 +60,11 @@ def test_several_requests_share_a_section_and_the_last_is_drawn(tmp_path):
     requests = [{"metrics": CLASS | {"A_ts_r": 98.0 - number}, "time_s": 1.0} for number in range(3)]
     for method in ("Retrain", "CaMU"):
         write_cell(tmp_path, "cells", "Digit", "class0-then-class1-then-class2", method, 0, requests=requests)
+        curves = {"A_r": [99.0, 99.5], "A_f": [0.0, 0.5]}
+        write_cell(tmp_path, "relearn", "Digit", "class0-then-class1-then-class2", method, 0, **curves)
     cells = read_cells(tmp_path)
     drawn = list(draw_figures(cells))
-    assert drawn == ["bars-class0-then-class1-then-class2-other"]
+    assert drawn == [f"{kind}-class0-then-class1-then-class2-other" for kind in ("relearning", "bars")]
     shown = rows(section(pages.report(cells, drawn), "Not in the paper: Digit, class0-then-class1-then-class2 (cells)"))
     found = [(row[1], row[4]) for row in shown if row[2] == "A_ts_r ↑"]
     task = "class0-then-class1-then-class2 ({} of 3)"
