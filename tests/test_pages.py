@@ -207,10 +207,11 @@ def test_a_page_that_cannot_be_filled_is_named_and_left_alone(tmp_path, text):
     assert (page.read_text() if text is not None else None) == text
 
 
-def test_the_committed_report_shows_the_committed_cells():
-    """`python report.py --pages README.md results/README.md ...` puts it right."""
-    drawn = {path.stem for path in (ROOT / "results/figures").glob("*.png")}
-    assert (ROOT / "results/report.md").read_text() == report(ROOT / "results", drawn)
+@pytest.mark.parametrize("folder", ["results", "results/label-noise"])
+def test_the_committed_report_shows_the_committed_cells(folder):
+    """`python report.py --results-dir FOLDER` puts it right."""
+    drawn = {path.stem for path in (ROOT / folder / "figures").glob("*.png")}
+    assert (ROOT / folder / "report.md").read_text() == report(ROOT / folder, drawn)
 
 
 def test_the_blocks_of_the_committed_pages_show_the_committed_cells(tmp_path):
