@@ -121,7 +121,7 @@ class Dataset:
     classes: tuple[str, ...]
     published_protocol: bool = False  # evaluate training samples through the training transform, as the paper does
     files: tuple[str, ...] = ()  # of an image folder: the training files below train/, sorted
-    order: torch.Tensor | None = None  # training sample i is number order[i] of `files`
+    order: torch.Tensor | None = None  # training sample i is number order[i] of `files`, or of the user's own samples
 
     def to(self, device):
         return replace(self, train=self.train.to(device), test=self.test.to(device))
@@ -158,8 +158,8 @@ class Split:
     def next(self, forget):
         """The split of a further request: `forget` is no longer in D_r, and what was forgotten before is in neither.
 
-        `forget` has distinct positions of D_r, but not all of them, else a UserError. It is a class removal if it is
-        all that is left of one or more classes.
+        `forget` has distinct positions of D_r, but not all of them, and D_r must keep a label that is wrong for each of
+        its samples, else a UserError. It is a class removal if it is all that is left of one or more classes.
         """
         forget = positions(forget, self.remain.device).sort().values
         if not 0 < len(forget) < len(self.remain):
@@ -170,8 +170,11 @@ class Split:
             rule = f"from 0 to {len(self.train) - 1}, each at most once, and not forgotten before"
             raise UserError(f"position {int(bad[0])} cannot be forgotten: positions must be {rule}")
         labels, remain = self.train.labels, self.remain[~torch.isin(self.remain, forget)]
-        touched = labels[forget].unique()
-        whole = () if torch.isin(touched, labels[remain]).any() else tuple(touched.tolist())
+        touched, known = labels[forget].unique(), labels[remain].unique()
+        require(
+            len(known) > 1 or known not in touched, "D_r has one label only, and D_f has it too: none is left to give"
+        )
+        whole = () if torch.isin(touched, known).any() else tuple(touched.tolist())
         earlier = self.earlier_classes + self.forgotten_classes
         return replace(self, forget=forget, remain=remain, forgotten_classes=whole, earlier_classes=earlier)
 
@@ -205,6 +208,7 @@ def make_splits(dataset, task, seed):
     for number, request in enumerate(task.requests):
         purpose = (seed, "forget set", dataset.name, request.name, *([number] if number else []))
         chosen = requested(dataset, request, split.remain.cpu(), generator(*purpose))
+        require(len(chosen) < len(split.remain), f"task {request.name}: forgets all samples left; one must remain")
         split = split.next(chosen)  # by chance a random part may be a whole class: it stays random removal
         split = replace(split, forgotten_classes=()) if request.percent else split
         splits.append(split)
@@ -214,7 +218,7 @@ def make_splits(dataset, task, seed):
 def requested(dataset, task, left, rng):
     """The positions in the training set that one request names; those `left` are still there to be forgotten."""
     if task.ids:
-        return chosen_samples(dataset, task)
+        return chosen_samples(dataset, task, left)
     if task.classes:
         last = len(dataset.classes) - 1
         bad = [k for k in task.classes if k > last]
@@ -290,14 +294,9 @@ def draw_remain(split, count, seed):
 def draw_wrong_labels(split, forget, seed):
     """y_c of the samples `forget`: uniform over the labels other than y_f that occur in D_r.
 
-    A label that does not occur there is to be forgotten itself, and must not be taught again. A UserError if D_r has
-    no other label to give.
+    A label that does not occur there is to be forgotten itself, and must not be taught again.
     """
     y_f, known, rng = split.train.labels[forget], split.train.labels[split.remain].unique(), generator(seed, "y_c")
-    require(
-        len(known) > 1 or (y_f != known).all(),
-        "D_r has one label only, and D_f has it too: there is no other label to give",
-    )
     y_c = torch.full_like(y_f, -1)
     while (wanted := ~torch.isin(y_c, known)).any():
         shift = torch.randint(1, split.classes, (int(wanted.sum()),), generator=rng).to(y_f.device)

@@ -196,7 +196,7 @@ def _shuffled(name, pixels, labels, classes, image_size, files=()):
     """The data set in a fixed random order: it may come sorted by class, and the attack reads the first samples."""
     orders = {part: torch.randperm(len(pixels[part]), generator=generator("order", part)) for part in pixels}
     parts = [(pixels[part][order], labels[part][order]) for part, order in orders.items()]
-    rest = {"files": files, "order": orders["train"] if files else None}
+    rest = {"files": files, "order": orders["train"]}
     if pixels["train"].shape[1] == 1:
         return Dataset(name, "CNN", *(Images(*part) for part in parts), classes, **rest)
     built_in = name in FAMILIES

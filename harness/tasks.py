@@ -88,11 +88,12 @@ def _read_ids(path):
     return Task(f"ids-{path.stem}", ids=ids)
 
 
-def chosen_samples(dataset, task):
-    """Positions in the training set of the samples that the lines of an ids file name."""
+def chosen_samples(dataset, task, left):
+    """Positions in the training set of the samples that the lines of an ids file name; all must be among `left`."""
+    order = torch.arange(len(dataset.train)) if dataset.order is None else dataset.order
     by_file = {file: number for number, file in enumerate(dataset.files)}
     forms = "an index" + (" or the path" if dataset.files else "")
-    numbers = {}
+    numbers, there = {}, set(order[left].tolist())
     for line, text in enumerate(task.ids, 1):
         if not text:
             continue
@@ -107,10 +108,6 @@ def chosen_samples(dataset, task):
         last = len(dataset.train) - 1
         require(0 <= number <= last, f"{where}: {dataset.name} has no training sample {number}, only 0 to {last}")
         require(number not in numbers, f"{where}: {text} is there twice, first in line {numbers.get(number)}")
+        require(number in there, f"{where}: {text} is forgotten already, by an earlier request")
         numbers[number] = line
-    require(
-        len(numbers) != len(dataset.train),
-        f"task {task.name}: forgets all {len(numbers)} training samples; at least one must remain",
-    )
-    chosen = torch.tensor(sorted(numbers))
-    return chosen if dataset.order is None else torch.isin(dataset.order, chosen).nonzero().squeeze(1)
+    return torch.isin(order, torch.tensor(sorted(numbers))).nonzero().squeeze(1)

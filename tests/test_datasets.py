@@ -8,9 +8,11 @@ import torch
 from conftest import make_toy_dataset, write_tree
 from PIL import Image
 
+from data import make_splits
 from harness import datasets
 from harness.datasets import load, mislabelled
 from harness.store import UserError, load_tensors, save_tensors
+from harness.tasks import parse_task
 
 
 def test_optdigits_is_a_fixed_stratified_split():
@@ -140,6 +142,10 @@ def test_arrays_in_a_file_are_a_data_set(tmp_path, shape, model, pixels):
         wanted = {array.tobytes(): k % 3 for k, array in enumerate(arrays["x_train"])}
         found = {pixels.numpy().tobytes(): int(y) for pixels, y in zip(dataset.train.pixels, dataset.train.labels)}
         assert found == wanted
+        (tmp_path / "request.txt").write_text("7\n2\n")  # of the arrays, whatever order the samples are kept in
+        forget = make_splits(dataset, parse_task(f"ids:{tmp_path}/request.txt"), seed=0)[0].forget
+        asked = {arrays["x_train"][k].tobytes() for k in (2, 7)}
+        assert {pixels.numpy().tobytes() for pixels in dataset.train.pixels[forget]} == asked
 
 
 @pytest.mark.parametrize(

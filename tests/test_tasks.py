@@ -7,7 +7,7 @@ from conftest import make_toy_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import Dataset, Images
+from data import Dataset, Images, make_splits
 from harness.store import UserError
 from harness.tasks import chosen_samples, parse_task, parse_tasks
 
@@ -25,6 +25,10 @@ def ids_task(tmp_path):
         return parse_task(f"ids:{path}")
 
     return write
+
+
+def chosen(dataset, task):
+    return chosen_samples(dataset, task, torch.arange(len(dataset.train)))
 
 
 def toy(files=(), order=None):
@@ -81,17 +85,17 @@ def test_two_requests_of_one_name_are_refused(ids_task, tmp_path):
 
 def test_samples_are_chosen_by_their_index(ids_task):
     task = ids_task(5, "", " 3 ", 0)
-    assert task.name == "ids-requests" and chosen_samples(toy(), task).tolist() == [0, 3, 5]
+    assert task.name == "ids-requests" and chosen(toy(), task).tolist() == [0, 3, 5]
 
 
 def test_samples_of_an_image_folder_are_chosen_by_their_file_or_its_number(ids_task):
     order = torch.tensor([4, 2, 0, 5, 1, 3])  # sample 0 is file number 4
     dataset = toy(("a/0.png", "a/1.png", "a/2.png", "b/0.png", "b/1.png", "b/2.png"), order)
-    assert chosen_samples(dataset, ids_task("b/0.png", 0)).tolist() == [2, 5]
+    assert chosen(dataset, ids_task("b/0.png", 0)).tolist() == [2, 5]
     with pytest.raises(UserError, match=r"'b/3.png' is not an index or the path of a training sample"):
-        chosen_samples(dataset, ids_task("b/3.png"))
+        chosen(dataset, ids_task("b/3.png"))
     with pytest.raises(UserError, match=r"line 2: b/0.png is there twice, first in line 1"):
-        chosen_samples(dataset, ids_task("3", "b/0.png"))
+        chosen(dataset, ids_task("3", "b/0.png"))
 
 
 @pytest.mark.parametrize(
@@ -101,13 +105,13 @@ def test_samples_of_an_image_folder_are_chosen_by_their_file_or_its_number(ids_t
         ((6,), "line 1: toy has no training sample 6, only 0 to 5"),
         ((0, -1), "line 2: toy has no training sample -1"),
         ((1, "", "two"), "line 3: 'two' is not an index of a training sample of toy"),
-        (range(6), "forgets all 6"),
+        (range(6), "task ids-requests: forgets all samples left"),
         ((), "names no sample"),
     ],
 )
 def test_bad_ids_are_refused(ids_task, lines, message):
     with pytest.raises(UserError, match=message):
-        chosen_samples(toy(), ids_task(*lines))
+        make_splits(toy(), ids_task(*lines), seed=0)
 
 
 FILES = replace(toy(), files=("a/ 0.png", "a/0.png", "b/0.png", "c d/0.png"))
@@ -125,7 +129,7 @@ FILES = replace(toy(), files=("a/ 0.png", "a/0.png", "b/0.png", "c d/0.png"))
 )
 def test_samples_are_found_as_people_write_them(tmp_path, content, expected):
     (tmp_path / "request.txt").write_bytes(content)
-    assert chosen_samples(FILES, parse_task(f"ids:{tmp_path}/request.txt")).tolist() == expected
+    assert chosen(FILES, parse_task(f"ids:{tmp_path}/request.txt")).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -134,7 +138,7 @@ def test_samples_are_found_as_people_write_them(tmp_path, content, expected):
 )
 def test_a_column_of_a_table_is_a_request(tmp_path, content, expected):
     (tmp_path / "request.csv").write_text(content)
-    assert chosen_samples(FILES, parse_task(f"ids:{tmp_path}/request.csv")).tolist() == expected
+    assert chosen(FILES, parse_task(f"ids:{tmp_path}/request.csv")).tolist() == expected
 
 
 def test_what_is_no_list_of_samples_is_refused_at_once(tmp_path):
@@ -168,7 +172,7 @@ def test_endless_tasks_are_refused_in_a_short_line(text):
 def test_an_endless_index_is_refused_in_a_short_line(tmp_path):
     (tmp_path / "ids.txt").write_text("9" * 5000)
     with pytest.raises(UserError, match="line 1: '9999") as refused:
-        chosen_samples(make_toy_dataset(), parse_task(f"ids:{tmp_path / 'ids.txt'}"))
+        chosen(make_toy_dataset(), parse_task(f"ids:{tmp_path / 'ids.txt'}"))
     assert len(str(refused.value)) < 500
 
 
