@@ -80,7 +80,8 @@ class Config:
     lr: float | None = None
     """learning rate of pretraining, Retrain, SISA, relearning and rows without one; by default that of TRAINING"""
     time_limit: float | None = None
-    """seconds for the run: a cell starts only if its last recorded time still fits. Retrain and CaMU come first"""
+    """seconds for the run: a cell starts only if its last recorded time still fits. Retrain and CaMU come first. What
+    all cells need, such as the pre-unlearning model and SISA's shards, is always made"""
     override: tuple[str, ...] = ()
     """hyperparameters to use instead of the table's, each METHOD.NAME=VALUE, such as CaMU.lr_ce=1e-4"""
     save_models: bool = False

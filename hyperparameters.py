@@ -182,6 +182,13 @@ def hyperparameters_of(method, dataset, kind, training=None, overrides=()):
     return row
 
 
+def check_overrides(texts):
+    """Refuse overrides that are wrong, or there twice."""
+    named = [parse_override(text)[:2] for text in texts]
+    twice = [f"{method}.{name}" for method, name in named if named.count((method, name)) > 1]
+    require(not twice, lambda: f"--override {twice[0]} is there twice")
+
+
 def parse_override(text):
     """Split ``METHOD.NAME=VALUE`` into the two names and the value; a UserError says which of the three is wrong."""
     target, _, value = text.partition("=")

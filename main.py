@@ -62,6 +62,7 @@ def run(plan, tree, config, started):
     finally:
         write_csv(config.results_dir)
     if left := plan.todo(tree):
+        left = plan.by_value(left)
         print(f"{plan.dataset.name}: --time-limit leaves {len(left)} cells of {tree}/ undone; next is {left[0]}")
 
 

@@ -14,7 +14,7 @@ import torchvision
 import models
 from harness.store import explained, load_tensors, require
 
-NESTS = ("state_dict", "model", "state")  # where a file may hold its state dict
+NESTS = ("state_dict", "model_state_dict", "model", "state")  # where a file may hold its state dict
 
 
 def with_architecture(dataset, config):

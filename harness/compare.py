@@ -4,6 +4,7 @@ import copy
 import math
 import warnings
 from dataclasses import dataclass
+from numbers import Integral
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,9 +20,9 @@ from harness.cells import test_accuracy, timed
 from harness.datasets import check_test_samples
 from harness.samples import check_labels, check_samples, packed, positions, read_samples
 from harness.store import explained, require
-from hyperparameters import hyperparameters_of, settings, training_row
+from hyperparameters import check_overrides, hyperparameters_of, parse_override, settings, training_row
 from metrics import FEWEST, METRICS, attack_error, attacked, evaluate, gap, tug_of_war
-from training import frozen_outputs
+from training import frozen_outputs, own_draws
 from training import train as learn
 
 FRESH = ("Retrain", "T-S", "SISA")  # the methods that need fresh weights
@@ -82,7 +83,7 @@ def compare(
         Says in one line what does not fit, before any work.
     """
     methods, override = (((value,) if isinstance(value, str) else tuple(value)) for value in (methods, override))
-    check_arguments(net, methods, build, logits, inputs, epochs, lr, references)
+    check_arguments(net, methods, build, logits, inputs, epochs, lr, override, references)
     read = {name: read_samples(samples, name, progress) for name, samples in (("train", train), ("test", test))}
     xs, unpack = packed({name: x for name, (x, _) in read.items()}, inputs)
 
@@ -132,23 +133,27 @@ def run(name, f_o, split, dataset, given):
     """The model that a method returns, and the seconds it took."""
     if getattr(given, "stop", 0):
         given.test_accuracy = test_accuracy(f_o, dataset, split)
-    if name == "SISA":  # its preparation, which further requests would share, does not count
+    if hasattr(METHODS[name], "prepare_shard"):  # its preparation, which further requests would share, does not count
         prepare, shards = METHODS[name].prepare_shard, range(given.shards)
         given.prepared = [prepare(k, dataset.train, dataset.model, split.classes, given) for k in shards]
     return timed(METHODS[name].unlearn, f_o, split, given)
 
 
-def check_arguments(net, methods, build, logits, inputs, epochs, lr, references):
+def check_arguments(net, methods, build, logits, inputs, epochs, lr, override, references):
     """Raise a UserError for arguments of `compare` that cannot be, whatever the samples are."""
     unknown = [name for name in methods if name not in METHODS]
     require(methods and not unknown, f"no method {' '.join(unknown[:1])!r}; there are {', '.join(METHODS)}")
     needing = [name for name in methods if name in FRESH]
-    needing += ["a reference model"] if isinstance(references, int) and references else []
+    needing += ["a reference model"] if isinstance(references, int) and references > 0 else []
     wanted = f"{' '.join(needing[:1])} needs fresh weights: give build, a function of the number of classes"
     require(build is not None or not needing, wanted)
     require(logits is None or callable(logits), f"logits is {logits!r}; it must be a function of the forward's output")
-    require(epochs is None or (isinstance(epochs, int) and epochs > 0), f"epochs {epochs}: must be whole, from 1")
+    require(epochs is None or (isinstance(epochs, Integral) and epochs > 0), f"epochs {epochs}: must be whole, from 1")
     require(lr is None or 0 < lr < math.inf, f"lr {lr}: must be above 0")
+    idle = [text for text in override if parse_override(text)[0] not in methods]
+    require(not idle, lambda: f"override {idle[0]}: its method is not among the methods")
+    check_overrides(override)
+    require(not isinstance(references, int) or references >= 0, f"references {references}: must be from 0")
     pairs = isinstance(references, int) or all(isinstance(pair, tuple) and len(pair) == 2 for pair in references)
     require(pairs, "references must be a number, or (net, positions that it has seen) for each of them")
     require(inputs in ("values", "embedding"), f"inputs {inputs!r} is unknown; there are values, embedding")
@@ -205,7 +210,10 @@ def check_fresh(fresh, net, train, classes):
     """Raise a UserError unless `build` gives another net of the same form."""
     if fresh is None:
         return
-    with explained(f"build({classes}) fails", Exception):  # it is the user's function
+    with (
+        own_draws(next(net.parameters()).device),
+        explained(f"build({classes}) fails", Exception),
+    ):  # it is the user's function
         built = fresh(classes).to(next(net.parameters()).device).eval()
     require(built.model is not net, "build returns the net itself; it must return one with fresh weights")
     few = Images(train.pixels[:2], train.labels[:2])
@@ -220,7 +228,10 @@ def chosen(forget, classes, labels):
         "give either forget, the samples, or classes, whose samples are all to be forgotten",
     )
     if classes is not None:
-        wanted = positions(np.atleast_1d(classes) if np.isscalar(classes) else classes, labels.device)
+        wanted = positions(
+            np.atleast_1d(classes) if np.isscalar(classes) or getattr(classes, "ndim", 1) == 0 else classes,
+            labels.device,
+        )
         absent = [int(label) for label in wanted if not (labels == label).any()]
         require(not absent, lambda: f"no training sample is of class {absent[0]}")
         return torch.isin(labels, wanted).nonzero()[:, 0]

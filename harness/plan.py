@@ -18,7 +18,7 @@ from harness.cells import Cell
 from harness.runner import run_all
 from harness.store import UserError, load_or_set_aside, load_tensors, read_record, read_tensors, require
 from harness.tasks import NAME
-from hyperparameters import HYPERPARAMETERS, hyperparameters_of, parse_override, training_row
+from hyperparameters import HYPERPARAMETERS, check_overrides, hyperparameters_of, parse_override, training_row
 
 MODELS = Path(__file__).parent.parent / "results" / "models"
 RANGES = {  # what the settings may be, at least and at most
@@ -56,7 +56,7 @@ def check(config):
         not config.cluster or "efficiency" not in STUDIES[config.study],
         f"--study {config.study} times cells on one quiet machine; run it without --cluster",
     )
-    check_overrides(config)
+    check_overrides(config.override)
     check_architecture(config)
     config = cells.choose_gpu(config)
     cells.resolve_device(config)
@@ -66,24 +66,24 @@ def check(config):
     return replace(config, methods=tuple(METHODS) if "all" in config.methods else config.methods)
 
 
-def check_overrides(config):
-    """Refuse overrides that are wrong, or there twice."""
-    named = [parse_override(text)[:2] for text in config.override]
-    twice = [f"{method}.{name}" for method, name in named if named.count((method, name)) > 1]
-    require(not twice, lambda: f"--override {twice[0]} is there twice")
-
-
 def without_effect(config, dataset):
     """Settings that change nothing in this run, each with the reason."""
     idle = {
         "--gpus-per-cell": config.gpus_per_cell and not config.cluster and "it goes with --cluster",
         "--pretrain-epochs": config.pretrain_epochs and config.checkpoint and "the model comes from --checkpoint",
         "--image-size": config.image_size and dataset.train.side is None and "the CNN's images have 28 pixels",
+        "--methods": config.study == "ablation" and config.methods != tuple(METHODS) and "the ablation has its own",
+        "--save-models": config.save_models and "cells" not in STUDIES[config.study] and "timed models are not kept",
+        "--kernels": config.kernels != "native" and cells.resolve_device(config) != "cpu" and "it is for processors",
     }
-    asked = {*config.methods, *(["CaMU"] if "ablation" in STUDIES[config.study] else [])}
+    asked = {*(BESIDE_ABLATION if config.study == "ablation" else config.methods)}
+    asked |= {"CaMU"} if "ablation" in STUDIES[config.study] else set()
+    trained = asked & {"Retrain", "SISA"}
+    idle["--retrain-epochs"] = config.retrain_epochs and not trained and "it is for Retrain and SISA"
+    idle["--study floor"] = config.study == "floor" and "Retrain" not in asked and "a second Retrain needs a first"
     for text in config.override:
         method = parse_override(text)[0]
-        idle[f"--override {text}"] = method not in asked and f"{method} is not among --methods"
+        idle[f"--override {text}"] = method not in asked and f"{method} is not among the methods"
     return [f"{name} has no effect: {reason}" for name, reason in idle.items() if reason]
 
 
@@ -141,9 +141,9 @@ class Plan:
         spec = {"cell": cells.key(self.specs[audited])}
         if retrain in self.specs and retrain != audited:
             spec["retrain"] = cells.key(self.specs[retrain])
-        references, row = self.shards("SISA")
-        if replace(retrain, method="SISA") in self.specs and row["shards"] > 1:
-            spec["references"] = cells.key(references)
+        if replace(retrain, method="SISA") in self.specs:
+            references, row = self.shards("SISA")
+            spec |= {"references": cells.key(references)} if row["shards"] > 1 else {}
         return spec
 
     def shards(self, method):
@@ -156,11 +156,17 @@ class Plan:
         return spec | row, row
 
     def refuse_unlike(self):
-        """Raise a UserError if a cell was made with another configuration and is not to be overwritten."""
+        """Raise a UserError if a cell or model of another configuration is there, and is not to be overwritten."""
         if self.unlike:
             cell, changes = next(iter(self.unlike.items()))
+            made = (load_or_set_aside(cell.path(self.config), read_record) or {}).get("command")
             unlike = f"{cell.path(self.config)} was made with another configuration ({', '.join(changes)})"
+            unlike += f", by {made}" if made else ""
             raise UserError(f"{unlike}; use --overwrite to redo it, or another --results-dir")
+        for cell in self.specs:  # a damaged model was set aside
+            if not self.config.overwrite and self.needs_model(cell) and cell.model_path(self.config).exists():
+                held = f"{cell.model_path(self.config)} holds a model of another configuration"
+                raise UserError(f"{held}; use --overwrite to replace it, or another --checkpoints-dir")
 
     def todo(self, tree):
         """The cells of a tree that are not finished, or whose unlearned model or outputs are needed and missing."""
@@ -208,8 +214,8 @@ class Plan:
                 self.f_o = self.make_once(cells.pretrain, {"pretrained": (self.pretrained_spec, {})})["pretrained"]
             accuracies = {part: f"{value:.2f} % ({part})" for part, value in self.f_o["accuracy"].items()}
             print(f"{self.dataset.name}: pre-unlearning model, accuracy {', '.join(accuracies.values())}")
-        references, row = self.shards("SISA")
         if auditing:
+            references, row = self.shards("SISA")
             self.references = load_or_set_aside(self.checkpoint_path("references", references), read_tensors)
         missing = auditing and self.references is None
         for method in sorted({self.specs[cell]["method"] for cell in todo} | ({"SISA"} if missing else set())):
@@ -332,13 +338,13 @@ class Plan:
         return f"{title}\n{pd.DataFrame(rows, columns=columns).to_string(index=False)}"
 
     def is_ready(self, cell):
-        """Whether the cells that an audit or a relearning is about are finished."""
+        """Whether the cells that an audit or a relearning is about are finished, and what it reads of them is there."""
         if cell.tree not in ("audit", "relearn"):
             return True
         needed = {self.audited(cell)}
         if "retrain" in self.specs[cell]:
             needed.add(replace(cell, tree="cells", method="Retrain"))
-        return needed <= self.records.keys()
+        return not any(c not in self.records or self.needs_outputs(c) or self.needs_model(c) for c in needed)
 
     def by_value(self, todo):
         """In the order in which they are worth most: seed by seed, Retrain and CaMU first, SISA last."""

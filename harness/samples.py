@@ -169,7 +169,7 @@ def form(part, name, inputs):
     """The shape of a sample's part, and its type; a UserError if it is not for these `inputs`."""
     whole = is_whole(part) or part.dtype == torch.bool
     require(whole or inputs == "values", f'{name} is {part.dtype}; inputs "embedding" is for whole numbers')
-    values = part.is_floating_point() or part.dtype == torch.uint8 or inputs == "embedding"
+    values = part.is_floating_point() or inputs == "embedding"
     require(values, f'{name} is {part.dtype}: for tokens say inputs="embedding", else give floats')
     require(part.dim() > 0, f"{name} is one number; it must be (samples, ...)")
     return tuple(part.shape[1:]), part.dtype

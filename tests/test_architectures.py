@@ -157,7 +157,10 @@ def test_a_checkpoint_of_nan_is_refused(photos):
         own_weights("weights.pt", with_architecture(photos, config()))
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}])
+WRAPS = ("", "state_dict", "model_state_dict", "model")
+
+
+@pytest.mark.parametrize("wrap", [lambda s, key=key: {key: s, "epoch": 3} if key else s for key in WRAPS])
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_a_checkpoint_is_taken_as_people_save_them(photos, wrap, prefix):
     dataset = with_architecture(photos, config())

@@ -78,7 +78,11 @@ def test_single_samples_are_forgotten_behind_batch_norm_too(digits, count):
 def test_a_reference_model_of_ones_own_serves_the_audit(digits):
     net, train, test = digits
     given = {"layer": HIDDEN, "train": train, "test": test, "forget": range(50), "progress": False}
-    result = camu.compare(net, **given, methods=("Original",), references=[(make_net(), range(300, 600))])
+    before = torch.get_rng_state()
+    references = [(make_net(), range(300, 600))]
+    torch.set_rng_state(before)
+    result = camu.compare(net, **given, methods=("Original",), references=references, build=make_net)
+    assert torch.equal(torch.get_rng_state(), before)  # what the user draws next is the same
     assert 0 <= result.table.RMIA_AUC["Original"] <= 100
     with pytest.raises(UserError, match="a reference model needs fresh weights: give build"):
         camu.compare(net, **given, methods=("Original",), references=1)
@@ -358,6 +362,10 @@ NET = net(nn.Linear(4, 3))
         ({"methods": ()}, "no method ''"),
         ({"methods": "CaM"}, "no method 'CaM'"),
         ({"override": "CaMU.lr=1"}, "CaMU has no 'lr'"),
+        ({"override": "CaMU.epochs=1"}, "override CaMU.epochs=1: its method is not among the methods"),
+        ({"methods": "CaMU", "override": ["CaMU.epochs=1", "CaMU.epochs=2"]}, "CaMU.epochs is there twice"),
+        ({"references": -1}, "references -1: must be from 0"),
+        ({"train": (X.byte(), Y), "test": (X.byte(), Y)}, "train is torch.uint8: .*else give floats"),
         ({"logits": "scores"}, "logits is 'scores'; it must be a function"),
         ({"epochs": 0}, "epochs 0: must be whole, from 1"),
         ({"epochs": 1.5}, "epochs 1.5: must be whole, from 1"),

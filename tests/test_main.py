@@ -208,7 +208,7 @@ def test_a_limited_run_starts_what_fits_in_the_order_of_value_and_is_gone_on_wit
     main.main(config)  # looks at the clock once a cell: at 10, 20 ... seconds
     assert started == [("CaMU", 0), ("Retrain", 0), ("T-S", 0)]  # at 40 s CaMU would need 45
     printed = capsys.readouterr().out
-    assert "Toy: --time-limit leaves 3 cells of cells/ undone; next is class0 T-S seed 1" in printed
+    assert "Toy: --time-limit leaves 3 cells of cells/ undone; next is class0 CaMU seed 1" in printed
     assert "Toy, class0: 1 seed" in printed
     audits = sorted((tmp_path / "results/audit/Toy/class0").glob("*/seed*.json"))
     assert [path.parent.name for path in audits] == ["CaMU", "Retrain", "T-S"]

@@ -107,13 +107,18 @@ def test_bad_settings_are_named(small_config, changes, message):
 
 
 def test_settings_that_change_nothing_are_said(small_config):
-    given = {"image_size": 64, "gpus_per_cell": 0.5, "override": ("SCRUB.lr=1e-4", "CaMU.epochs=1", "SISA.shards=2")}
-    lines = without_effect(replace(small_config, methods=("CaMU",), **given), make_toy_dataset())
-    assert [line.partition(":")[0] for line in lines] == [
-        f"{name} has no effect"
-        for name in ("--gpus-per-cell", "--image-size", "--override SCRUB.lr=1e-4", "--override SISA.shards=2")
-    ]
-    assert not without_effect(small_config, make_toy_dataset())
+    def named(**changes):
+        lines = without_effect(check(replace(small_config, **changes)), make_toy_dataset())
+        return [line.partition(" has no effect: ")[0] for line in lines]
+
+    override = ("SCRUB.lr=1e-4", "CaMU.epochs=1", "SISA.shards=2")
+    found = named(methods=("CaMU",), image_size=64, gpus_per_cell=0.5, override=override)
+    idle = ["--gpus-per-cell", "--image-size", "--retrain-epochs", *(f"--override {override[k]}" for k in (0, 2))]
+    assert found == idle
+    assert named(study="ablation", methods=("CaMU", "SCRUB"), override=override[:1]) == ["--methods", idle[3]]
+    assert named(study="efficiency", save_models=True) == ["--save-models"]
+    assert named(study="floor", methods=("CaMU",), retrain_epochs=None) == ["--study floor"]
+    assert not named() and not named(study="paper", save_models=True, kernels="portable", device="cpu")
 
 
 def test_more_shards_than_samples_are_refused(make_plan):
@@ -200,7 +205,9 @@ def test_what_another_run_has_saved_in_the_meantime_is_not_replaced(make_plan):
     ours, theirs = make_plan(methods=("CaMU",)), make_plan(methods=("CaMU",), override=("CaMU.epochs=7",))
     finish(theirs, cell("CaMU"))
     saved = cell("CaMU").path(ours.config).read_bytes()
-    with pytest.raises(UserError, match=r"made with another configuration \(epochs: 7 -> .*use --overwrite"):
+    with pytest.raises(
+        UserError, match=r"made with another configuration \(epochs: 7 -> .* by python main.py .*use --overwrite"
+    ):
         finish(ours, cell("CaMU"))
     assert cell("CaMU").path(ours.config).read_bytes() == saved
     finish(make_plan(methods=("CaMU",), overwrite=True), cell("CaMU"))
@@ -234,6 +241,10 @@ def test_saved_models_follow_their_cells(make_plan):
     finish(plan)
     assert path.read_text() == before and load_tensors(model)["config"] == plan.specs[cell()]
     assert not make_plan(methods=("Retrain",), save_models=True).todo("cells")
+    elsewhere = {"methods": ("Retrain",), "results_dir": f"{plan.config.results_dir}-2", "batch_size": 64}
+    with pytest.raises(UserError, match=r"seed0\.pt holds a model of another configuration; use --overwrite"):
+        make_plan(**elsewhere, save_models=True).refuse_unlike()
+    make_plan(**elsewhere).refuse_unlike()
     finish(other := make_plan(methods=("Retrain",), save_models=True, batch_size=64, overwrite=True))
     assert load_tensors(model)["config"] == other.specs[cell()]
 
@@ -310,8 +321,10 @@ def test_finished_cells_need_no_checkpoint(make_plan, tmp_path):
     plan.prepare()
     make_plan(methods=("SISA",)).prepare()
     assert plan.todo("relearn") and not make_plan.made and not (tmp_path / "checkpoints/Toy").exists()
-    make_plan(methods=("CaMU",)).prepare()
+    make_plan(methods=("CaMU",), override=("SISA.shards=401",)).prepare()  # for 400 samples
     assert len(make_plan.made) == 1
+    with pytest.raises(UserError, match="SISA: 401 shards are more than the 400 training samples"):
+        make_plan(methods=("SISA",), override=("SISA.shards=401",))
 
 
 def test_an_audit_reads_outputs_and_they_are_made_again_where_they_are_missing(make_plan):
@@ -320,8 +333,10 @@ def test_an_audit_reads_outputs_and_they_are_made_again_where_they_are_missing(m
     found = plan.auditing(cell("CaMU", "audit"))
     assert (found["outputs"], found["retrain"], found["references"]) == ([{}], [{}], None)
     assert plan.auditing(cell(tree="audit"))["retrain"] is None  # it is not compared with itself
+    assert all(map(plan.is_ready, plan.todo("audit")))
     plan.outputs_path(cell()).unlink()
     assert plan.todo("cells") == [cell()]  # CaMU's audit needs it too
+    assert not any(map(plan.is_ready, plan.todo("audit")))  # as long as a time limit keeps it away
     finish(plan, cell(tree="audit"))
     assert plan.todo("cells") == [cell()]
     finish(plan, cell("CaMU", "audit"))
