@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from camu import CAMU
 from config import TREES
 from harness.store import bytes_of, explained, require, save_atomically
 from metrics import METRICS
@@ -160,11 +161,24 @@ def made_with(cells):
         json.dumps({k: v for k, v in config.items() if k not in apart}, sort_keys=True) for config in cells.config
     ]
     lines = ["## Made with", "", *(f"- {text}" for text in sorted(set(made)) if text)]
-    for text, column in (("machine or version", made), ("pre-unlearning model or setting", common)):
-        counts = cells.assign(made=column).groupby(summary.PLACE)["made"].nunique()
+    method = [config.get("method") for config in cells.config]  # an ablation's is CaMU
+    rows = [json.dumps(rows_apart_from_ablation(config), sort_keys=True) for config in cells.config]
+    compared = (
+        ("machine or version", made, summary.PLACE),
+        ("pre-unlearning model or setting", common, summary.PLACE),
+        ("set of hyperparameters", rows, ["dataset", "task", "ran"]),  # in any study
+    )
+    for text, column, place in compared:
+        counts = cells.assign(made=column, ran=method).groupby(place)["made"].nunique()
         if several := ["/".join(names) for names in counts.index[counts > 1]]:
             lines += ["", f"**More than one {text}**: {', '.join(several)}."]
     return "\n".join(lines)
+
+
+def rows_apart_from_ablation(config):
+    """A cell's hyperparameters, for each of its requests, without what an ablation changes."""
+    rows = config.get("hyperparameters", {})
+    return [{k: v for k, v in row.items() if k not in CAMU} for row in (rows if isinstance(rows, list) else [rows])]
 
 
 def blocks(results_dir):

@@ -147,6 +147,29 @@ def test_tables_of_unlike_machines_or_models_are_named(tmp_path):
     assert "**More than one machine or version**: cells/Digit/class0." in section(report(tmp_path), "Made with")
 
 
+def test_methods_with_more_than_one_set_of_hyperparameters_are_named(tmp_path):
+    """In one study or in several; what an ablation changes is not meant."""
+    row = {"epochs": 1, "lr_ce": 0.1}
+    made = {
+        ("cells", "CaMU", 0): row,
+        ("ablation", "Finetune", 0): row | {"terms": ["CE_r"]},
+        ("cells", "SCRUB", 0): {"lr": 0.5},
+        ("cells", "SCRUB", 1): {"lr": 0.5},
+    }
+
+    def named():
+        for (tree, method, seed), own in made.items():
+            config = {"method": "CaMU" if tree == "ablation" else method, "hyperparameters": own}
+            write_cell(tmp_path, tree, "Digit", "class0", method, seed, metrics=CLASS, config=config)
+        return re.findall(r"\*\*More than one set of hyperparameters\*\*: (.*)\.", report(tmp_path))
+
+    assert not named()
+    made["cells", "SCRUB", 1] = {"lr": 0.6}
+    assert named() == ["Digit/class0/SCRUB"]
+    made["cells", "CaMU", 0] = row | {"epochs": 3}
+    assert named() == ["Digit/class0/CaMU, Digit/class0/SCRUB"]
+
+
 def test_the_blocks_are_made_from_the_cells(tmp_path):
     write_random(tmp_path)
     for task, a_ts_f in (("class0", 0.0), ("class1", 5.0)):
