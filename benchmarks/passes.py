@@ -24,7 +24,7 @@ from config import Config
 from data import make_splits
 from harness.cells import Cell, key, machine_spec, pretrain, provenance, run_cell
 from harness.datasets import load
-from harness.plan import check
+from harness.plan import check, refuse_settings
 from harness.runner import run_all
 from harness.store import load_or_set_aside, read_record, read_tensors, require, save_record, save_tensors
 from harness.tasks import parse_tasks
@@ -39,6 +39,10 @@ VARIANTS = {
     "Label-of-x_r": {"y_c": "y_r"},
     "Published-code": ABLATION["Published-code"],
 }
+NOT_HERE = (
+    "methods", "study", "label_noise", "model", "checkpoint", "image_size", "pretrain_epochs", "retrain_epochs", "lr",
+    "time_limit", "override", "save_models", "overwrite", "dry_run",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,10 @@ def with_the_net(call, **arguments):
 
 def main(arguments):
     config = check(arguments)
-    require(not config.dry_run, "--dry-run: this study has none")
+    refuse_settings(arguments, NOT_HERE, "this study")
+    require(
+        config.dataset in (("CIFAR10",), ("CIFAR100",)), f"--dataset {' '.join(config.dataset)}: CIFAR10 or CIFAR100"
+    )
     known = load(config.dataset[0], config.data_root, 32, progress=not config.quiet)
     dataset = replace(known, name=f"{known.name}-32", model=NET, published_protocol=False)
     pretrained = {"data": dataset.fingerprint(), "model": NET, **TRAINING} | machine_spec(config)

@@ -207,9 +207,10 @@ def cases(dataset, reference):
 
 
 def main(arguments):
+    require(arguments.repeats >= 1, f"--repeats {arguments.repeats}: must be at least 1")
+    require(arguments.threads >= 0, f"--threads {arguments.threads}: must be at least 0")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    require(arguments.repeats >= 1, f"--repeats {arguments.repeats}: must be at least 1")
     dataset, reference = both_data_sets(arguments.data_root)
     known = cases(dataset, reference)
     for name in arguments.cases:

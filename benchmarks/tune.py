@@ -34,7 +34,7 @@ from config import Config
 from data import derive_seed, make_split, make_splits
 from harness.cells import Cell, circumstances, names, provenance, run_cell
 from harness.datasets import load
-from harness.plan import Plan, check
+from harness.plan import Plan, check, refuse_settings
 from harness.runner import run_all
 from harness.store import UserError, require, save_atomically
 from harness.tasks import parse_tasks
@@ -103,8 +103,7 @@ def search(arguments):
 
 def check_arguments(arguments):
     require(min(arguments.seeds) >= 100, lambda: f"--seeds {min(arguments.seeds)}: tuning uses seeds of at least 100")
-    for name in ("dry_run", "checkpoint", "model", "image_size", "time_limit"):
-        require(not getattr(arguments, name), f"--{name.replace('_', '-')}: the search has none; main.py has")
+    refuse_settings(arguments, ("study", "dry_run", "checkpoint", "model", "image_size", "time_limit"), "the search")
     several = [text for text in arguments.tasks if ">" in text]
     require(not several, lambda: f"--tasks {several[0]}: the search is for tasks of one request")
     untuned = [method for method in arguments.methods if method not in METHODS]

@@ -66,6 +66,13 @@ def check(config):
     return replace(config, methods=tuple(METHODS) if "all" in config.methods else config.methods)
 
 
+def refuse_settings(config, names, what):
+    """Raise a UserError if a setting that `what`, another program, does not have is not at its default."""
+    for name in names:
+        usual = getattr(type(config)(), name)
+        require(getattr(config, name) == usual, f"--{name.replace('_', '-')}: {what} has none; main.py has")
+
+
 def without_effect(config, dataset):
     """Settings that change nothing in this run, each with the reason."""
     idle = {

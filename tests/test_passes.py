@@ -43,7 +43,9 @@ def test_every_variant_is_a_cell_and_is_run_once(tmp_path, monkeypatch, capsys):
     passes.main(arguments)
     for changes, message in (
         ({"kernels": "portable"}, "seed0.json was made with another configuration"),
-        ({"dry_run": True}, "--dry-run: this study has none"),
+        ({"dry_run": True}, "--dry-run: this study has none; main.py has"),
+        ({"override": ("CaMU.epochs=1",)}, "--override: this study has none"),
+        ({"dataset": ("OptDigits",)}, "--dataset OptDigits: CIFAR10 or CIFAR100"),
         ({"tasks": ("class0>class1",)}, "--tasks class0-then-class1: this study is for tasks of one request"),
     ):
         with pytest.raises(UserError, match=message):

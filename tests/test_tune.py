@@ -115,6 +115,7 @@ def test_where_retrain_and_original_agree_only_the_predictions_must_change():
         ({"dataset": ("CIFAR10",)}, "--dataset CIFAR10: .*OptDigits, Digit, Fashion"),
         ({"tasks": ("class0>class1",)}, "--tasks class0>class1: the search is for tasks of one request"),
         ({"dry_run": True}, "--dry-run: the search has none"),
+        ({"study": "floor"}, "--study: the search has none"),
         ({"time_limit": 60.0}, "--time-limit: the search has none"),
         ({"checkpoint": __file__}, "--checkpoint: the search has none"),
         ({"tasks": ("random10", "class12")}, "no class 12"),
