@@ -227,6 +227,7 @@ def chosen(forget, classes, labels):
         (forget is None) != (classes is None),
         "give either forget, the samples, or classes, whose samples are all to be forgotten",
     )
+    forget, classes = (np.array(v) if hasattr(v, "to_numpy") else v for v in (forget, classes))  # of pandas
     if classes is not None:
         wanted = positions(
             np.atleast_1d(classes) if np.isscalar(classes) or getattr(classes, "ndim", 1) == 0 else classes,

@@ -44,6 +44,15 @@ def explained(message, *errors):
         raise UserError(f"{message}: {' '.join(reason.split())[:300] or type(error).__name__}")
 
 
+@contextmanager
+def naming(what):
+    """Put what a UserError is about before its message."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{what}: {error}")
+
+
 def check_writable(folder):
     """Raise a UserError unless files can be made in `folder`, which is made where it is missing."""
     with explained(f"{folder} cannot be written to", OSError):

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -402,6 +403,9 @@ LABELS = torch.tensor([0, 1, 1, 2, 0])
         (np.array([False, True, False, True, False]), None, [1, 3]),
         (None, [1], [1, 2]),
         (None, 0, [0, 4]),
+        (None, torch.tensor(0), [0, 4]),
+        (pd.Series([1, 3]), None, [1, 3]),
+        (pd.Series([False, True, False, True, False]), None, [1, 3]),
         ({3, 1}, None, [3, 1]),
         (None, {1, 2}, [1, 2, 3]),
     ],

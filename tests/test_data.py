@@ -297,7 +297,7 @@ def test_the_next_split_is_a_class_removal_where_all_that_is_left_of_a_class_goe
     "text, message",
     [
         ("class0>class0", "task class0: Toy has no sample of class 0 left"),
-        ("class0,1>class2,3", "task class2,3: forgets all samples left; one must remain"),
+        ("class0,1>class2,3", "task class2,3: 200 of 200 samples are to be forgotten"),
         ("random50>random50", "task random50: 50 % of 400 samples is 200; at least one of the 200"),
         ("class0>class4", "no class 4"),
     ],

@@ -105,7 +105,7 @@ def test_samples_of_an_image_folder_are_chosen_by_their_file_or_its_number(ids_t
         ((6,), "line 1: toy has no training sample 6, only 0 to 5"),
         ((0, -1), "line 2: toy has no training sample -1"),
         ((1, "", "two"), "line 3: 'two' is not an index of a training sample of toy"),
-        (range(6), "task ids-requests: forgets all samples left"),
+        (range(6), "task ids-requests: 6 of 6 samples are to be forgotten"),
         ((), "names no sample"),
     ],
 )
