@@ -171,9 +171,7 @@ class Split:
             raise UserError(f"position {int(bad[0])} cannot be forgotten: positions must be {rule}")
         labels, remain = self.train.labels, self.remain[~torch.isin(self.remain, forget)]
         touched, known = labels[forget].unique(), labels[remain].unique()
-        require(
-            len(known) > 1 or known not in touched, "D_r has one label only, and D_f has it too: none is left to give"
-        )
+        require(len(known) > 1 or known not in touched, "D_r has one label only, and D_f has it too; no other is left")
         whole = () if torch.isin(touched, known).any() else tuple(touched.tolist())
         earlier = self.earlier_classes + self.forgotten_classes
         return replace(self, forget=forget, remain=remain, forgotten_classes=whole, earlier_classes=earlier)

@@ -210,11 +210,9 @@ def check_fresh(fresh, net, train, classes):
     """Raise a UserError unless `build` gives another net of the same form."""
     if fresh is None:
         return
-    with (
-        own_draws(next(net.parameters()).device),
-        explained(f"build({classes}) fails", Exception),
-    ):  # it is the user's function
-        built = fresh(classes).to(next(net.parameters()).device).eval()
+    device = next(net.parameters()).device
+    with own_draws(device), explained(f"build({classes}) fails", Exception):  # it is the user's function
+        built = fresh(classes).to(device).eval()
     require(built.model is not net, "build returns the net itself; it must return one with fresh weights")
     few = Images(train.pixels[:2], train.labels[:2])
     count = logits_for(built, few, "build").shape[1]
@@ -229,10 +227,8 @@ def chosen(forget, classes, labels):
     )
     forget, classes = (np.array(v) if hasattr(v, "to_numpy") else v for v in (forget, classes))  # of pandas
     if classes is not None:
-        wanted = positions(
-            np.atleast_1d(classes) if np.isscalar(classes) or getattr(classes, "ndim", 1) == 0 else classes,
-            labels.device,
-        )
+        single = np.isscalar(classes) or getattr(classes, "ndim", 1) == 0
+        wanted = positions(np.atleast_1d(classes) if single else classes, labels.device)
         absent = [int(label) for label in wanted if not (labels == label).any()]
         require(not absent, lambda: f"no training sample is of class {absent[0]}")
         return torch.isin(labels, wanted).nonzero()[:, 0]

@@ -85,8 +85,8 @@ def without_effect(config, dataset):
     }
     asked = {*(BESIDE_ABLATION if config.study == "ablation" else config.methods)}
     asked |= {"CaMU"} if "ablation" in STUDIES[config.study] else set()
-    trained = asked & {"Retrain", "SISA"}
-    idle["--retrain-epochs"] = config.retrain_epochs and not trained and "it is for Retrain and SISA"
+    takes = {m for m in asked for row in HYPERPARAMETERS[m].values() if row.get("epochs", 0) is None}
+    idle["--retrain-epochs"] = config.retrain_epochs and not takes and "it is for Retrain and SISA"
     idle["--study floor"] = config.study == "floor" and "Retrain" not in asked and "a second Retrain needs a first"
     for text in config.override:
         method = parse_override(text)[0]
