@@ -31,7 +31,8 @@ def test_own_model(tmp_path, monkeypatch, capsys):
     code = block("camu.compare")
     net = torchvision.models.mobilenet_v3_small(num_classes=10)
     torch.save(net.state_dict(), tmp_path / "my_weights.pt")
-    torch.save((colour_images(48), colour_images(24)), tmp_path / "my_data.pt")
+    images = [(pixels / 255, labels) for pixels, labels in (colour_images(48), colour_images(24))]
+    torch.save(images, tmp_path / "my_data.pt")
     (tmp_path / "example.py").write_text(code + block("Represented"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(camu, "TUPLES", 96)
