@@ -62,7 +62,7 @@ def any_device(monkeypatch):
 @pytest.mark.parametrize("study", STUDIES)
 def test_committed_cells_are_still_of_the_same_configuration(study, load_once, any_device):
     found = committed(study)
-    assert len(found) == 824 if study == "" else found
+    assert len(found) == 832 if study == "" else found
     for tree, record in found:
         dataset, fingerprint = load_once(record["dataset"], STUDIES[study].get("label_noise", 0))
         made = record["config"]
