@@ -177,10 +177,10 @@ class Plan:
 
     def todo(self, tree):
         """The cells of a tree that are not finished, or whose unlearned model or outputs are needed and missing."""
-        asked = [cell for cell in self.specs if cell.tree == tree]
-        return [
-            cell for cell in asked if cell not in self.records or self.needs_model(cell) or self.needs_outputs(cell)
-        ]
+        return [cell for cell in self.specs if cell.tree == tree and self.is_due(cell)]
+
+    def is_due(self, cell):
+        return cell not in self.records or self.needs_model(cell) or self.needs_outputs(cell)
 
     def needs_outputs(self, cell):
         """Whether an audit that is not finished reads the cell's outputs, and they are missing."""
@@ -351,7 +351,7 @@ class Plan:
         needed = {self.audited(cell)}
         if "retrain" in self.specs[cell]:
             needed.add(replace(cell, tree="cells", method="Retrain"))
-        return not any(c not in self.records or self.needs_outputs(c) or self.needs_model(c) for c in needed)
+        return not any(map(self.is_due, needed))
 
     def by_value(self, todo):
         """In the order in which they are worth most: seed by seed, Retrain and CaMU first, SISA last."""

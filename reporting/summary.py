@@ -64,11 +64,11 @@ def write_csv(results_dir, every_s=0):
     A table that was written less than `every_s` seconds ago is left as it is: of many cells, writing takes a while.
     """
     folder = Path(results_dir)
-    if not any(folder.glob("*/*/*/*/seed*.json")):
-        return
     with suppress(FileNotFoundError):
         if time.time() - (folder / "cells.csv").stat().st_mtime < every_s:
             return
+    if not any(folder.glob("*/*/*/*/seed*.json")):
+        return
     with locked(folder):
         try:
             cells = read_cells(folder)
